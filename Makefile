@@ -1,0 +1,48 @@
+# The few commands a person types. Each is a short door to a program that explains itself.
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+# Root is needed to start machines; whoever is not root is asked by sudo once, and keeps the settings he exported.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || printf 'sudo --preserve-env')
+
+.PHONY: up down env doctor login-link disk disk-clean test lint bench
+
+up:                ## install what is missing, then run everything in the foreground
+	@$(ROOT) sh vm/host/bootstrap.sh up
+	@$(ROOT) $(PYTHON) manage.py up
+
+down:              ## stop what `make up` runs
+	@$(ROOT) $(PYTHON) manage.py down
+
+env:               ## the exports a client needs, for the running server: eval "$$(make -s env)"
+	@[ -x $(PYTHON) ] || { echo 'Atoll is not installed here yet: run "make up" first.' >&2; exit 1; }
+	@$(ROOT) $(PYTHON) manage.py client_env
+
+doctor:            ## is this host fit, and if not, what to do
+	@$(ROOT) sh vm/host/bootstrap.sh up
+	@$(ROOT) $(PYTHON) manage.py doctor
+
+login-link:        ## a new one-time sign-in link
+	@$(ROOT) $(PYTHON) manage.py login-link
+
+disk:              ## what takes room, and what could be removed
+	@$(ROOT) $(PYTHON) manage.py disk
+
+disk-clean:        ## remove what nothing needs any more
+	@$(ROOT) $(PYTHON) manage.py disk --clean
+
+test:              ## install what tests need and run the whole suite
+	@$(ROOT) sh vm/host/bootstrap.sh test
+	@$(ROOT) $(PYTHON) -m pytest -q --database=postgres tests/sandboxes tests/ide/rpc
+	@$(ROOT) $(PYTHON) -m pytest
+
+lint:              ## style, types, import rules, front end checks
+	@$(ROOT) sh vm/host/bootstrap.sh test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	PATH="$$PWD/.tools/node/bin:$$PATH" npm --prefix frontend run check && PATH="$$PWD/.tools/node/bin:$$PATH" npm --prefix frontend run lint
+
+bench:             ## every number beside its reference, taken in the same run
+	@$(ROOT) sh vm/host/bootstrap.sh test
+	@$(ROOT) $(PYTHON) -m bench

@@ -1,0 +1,1 @@
+"""What `make bench` runs: each part prints its number beside the reference it is compared with."""

@@ -1,0 +1,100 @@
+"""Throughput of the guest channel beside a raw copy over a virtio-serial port by a Python peer, in the same machine."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bench.bare_boot import BareGuest, booted
+from bench.report import Number, median
+
+RUNS = 5
+SIZE = 64 * 2**20
+CHUNK = 65_536
+
+# The raw peer: what the simplest Python program can move through such a port
+_OUT = """
+import os, glob
+port = [p for p in glob.glob('/sys/class/virtio-ports/*') if open(p + '/name').read().strip() == 'bench.raw'][0]
+fd = os.open('/dev/' + os.path.basename(port), os.O_RDWR)
+block, left = bytes({chunk}), {size}
+while left:
+    left -= os.write(fd, block[:left])
+"""
+_IN = """
+import os, glob
+port = [p for p in glob.glob('/sys/class/virtio-ports/*') if open(p + '/name').read().strip() == 'bench.raw'][0]
+fd = os.open('/dev/' + os.path.basename(port), os.O_RDWR)
+os.write(fd, b'r')
+left = {size}
+while left:
+    left -= len(os.read(fd, {chunk}))
+os.write(fd, b'k')
+"""
+
+
+def channel(image: Path) -> list[Number]:
+    """MB/s through the agent's channel, each way, beside the raw port."""
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-") as work:
+        path = Path(work) / "raw"
+        extra = [
+            *("-chardev", f"socket,id=raw,path={path},server=on,wait=off"),
+            *("-device", "virtserialport,chardev=raw,name=bench.raw"),
+        ]
+        with booted(image, extra=extra) as (guest, _took, _pid), socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.settimeout(120)
+            raw_out, raw_in, ours_out, ours_in = [], [], [], []
+            guest.call("writeFile", bytes(SIZE), path="/dev/shm/bench", options={})
+            for _ in range(RUNS):
+                raw_out.append(_peer(guest, _OUT, lambda: _receive(raw)))
+                ours_out.append(_timed(lambda: guest.call("readFile", path="/dev/shm/bench")))
+                raw_in.append(_peer(guest, _IN, lambda: _send(raw)))
+                ours_in.append(_timed(lambda: guest.call("writeFile", bytes(SIZE), path="/dev/null", options={})))
+    megabytes = SIZE / 1e6
+    return [
+        Number(f"channel, {way}", megabytes / median(ours), "MB/s", megabytes / median(bare), "raw port", at_least=0.6)
+        for way, ours, bare in (("out of the guest", ours_out, raw_out), ("into the guest", ours_in, raw_in))
+    ]
+
+
+def _timed(act: object) -> float:
+    began = time.monotonic()
+    assert callable(act)
+    act()
+    return time.monotonic() - began
+
+
+def _receive(raw: socket.socket) -> float:
+    """Seconds from the first byte to the last: the peer's own start does not count."""
+    left = SIZE - len(raw.recv(CHUNK))
+    began = time.monotonic()
+    while left:
+        left -= len(raw.recv(2**20))
+    return time.monotonic() - began
+
+
+def _send(raw: socket.socket) -> float:
+    assert raw.recv(1) == b"r"
+    began = time.monotonic()
+    raw.sendall(bytes(SIZE))
+    assert raw.recv(1) == b"k"
+    return time.monotonic() - began
+
+
+def _peer(guest: BareGuest, program: str, act: object) -> float:
+    """Run the peer as root in the guest and the host's side here; seconds of the copy."""
+    assert callable(act)
+    answer: list[float] = []
+    thread = threading.Thread(target=lambda: answer.append(act()))
+    thread.start()
+    script = program.format(size=SIZE, chunk=CHUNK)
+    words = ["python3", "-c", script]
+    pid = guest.call("spawn", command="sudo", args=words, stdin="null", stdout="null", stderr="null")[0]["pid"]
+    code = guest.call("processWait", pid=pid)[0]["code"]
+    thread.join(timeout=120)
+    assert code == 0, f"the raw peer ended with {code}"
+    return answer[0]

@@ -1,0 +1,187 @@
+"""The terminal as a page has it: echo, throughput, and what a torrent of output costs each process on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from playwright.sync_api import Page, sync_playwright
+
+from bench.report import Number, median, quantile
+from tests.installation import Installation, processes
+from vm.guest.calls import GuestCall
+from vm.node.client import NodeClient
+
+KEYS = 200
+RUNS = 5
+SIZE = 40_000_000
+PATIENCE = 180.0
+
+# Stands before the page's own code: notes when a key's bytes leave and when the next bytes arrive.
+_PROBE = """
+window.bench = { sent: [], got: [], bytes: 0 };
+window.WebSocket = class extends WebSocket {
+  constructor(...args) {
+    super(...args);
+    this.addEventListener("message", (event) => {
+      if (typeof event.data === "string") return;
+      window.bench.got.push(performance.now());
+      window.bench.bytes += event.data.byteLength ?? event.data.size;
+    });
+  }
+  send(data) {
+    if (typeof data !== "string") window.bench.sent.push(performance.now());
+    super.send(data);
+  }
+};
+"""
+
+
+def terminal(installation: Installation) -> list[Number]:
+    """Echo at the page's socket, `cat` of 40 MB in the page beside a node-side client, memory while `yes` runs."""
+    headers = {"Authorization": f"Bearer {installation.token}"}
+    with httpx.Client(base_url=installation.url, headers=headers, timeout=30) as api, sync_playwright() as playwright:
+        sandbox = api.post("/api/v1/sandboxes", json={"name": "bench"}).raise_for_status().json()["id"]
+        while api.get(f"/api/v1/sandboxes/{sandbox}").json()["state"] != "running":
+            time.sleep(0.2)
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = chromium.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.add_init_script(_PROBE)
+        page.goto(installation.command("login-link").strip())
+        page.get_by_role("button", name="Sign in to Atoll").click()
+        page.get_by_role("heading", name="Sandboxes").wait_for()
+        page.goto(f"{installation.url}/sandboxes/{sandbox}")
+        page.locator('[data-area="terminal"][data-status="attached"]').wait_for()
+        _until(page, lambda: re.search(r"[$#]\s*$", _screen(page).rstrip("\n")) is not None)
+        _line(page, f"yes 0123456789abcdef0123456789abcdef0123456789abcde | head -c {SIZE} > /dev/shm/cat")
+        _settled(page)
+        numbers = [*_echo(page), *_cat(page, installation), *_memory(page, installation)]
+        chromium.close()
+        api.delete(f"/api/v1/sandboxes/{sandbox}")
+    return numbers
+
+
+def _screen(page: Page) -> str:
+    return page.locator('[data-area="terminal"] .xterm-rows').inner_text().replace("\u00a0", " ")
+
+
+def _line(page: Page, text: str) -> None:
+    page.keyboard.press("Alt+3")
+    page.keyboard.insert_text(text)
+    page.keyboard.press("Enter")
+
+
+def _until(page: Page, condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, _screen(page)
+        page.wait_for_timeout(20)
+
+
+def _settled(page: Page) -> None:
+    """Until the shell is at its prompt again, told by a mark its own line does not contain."""
+    mark = f"mark{time.monotonic_ns()}"
+    _line(page, f"echo {mark[:4]}''{mark[4:]}")
+    _until(page, lambda: mark in _screen(page))
+
+
+def _echo(page: Page) -> list[Number]:
+    """Milliseconds from a key's bytes leaving the page to the first bytes that come back."""
+    _line(page, "stty -icanon; cat > /dev/null")
+    page.wait_for_timeout(1000)
+    times = []
+    for _ in range(KEYS):
+        page.evaluate("bench.sent = []; bench.got = []")
+        page.keyboard.press("a")
+        _until(page, lambda: page.evaluate("bench.got.length > 0"))
+        times.append(float(page.evaluate("bench.got[0] - bench.sent[0]")))
+    page.keyboard.press("Control+C")
+    # The interrupt throws away what was typed with it: only a prompt says that it is over
+    _until(page, lambda: _screen(page).rstrip().endswith("$"))
+    _settled(page)
+    return [
+        Number("terminal echo, p50", median(times), "ms", at_most=20),
+        Number("terminal echo, p99", quantile(times, 0.99), "ms", at_most=80),
+    ]
+
+
+def _cat(page: Page, installation: Installation) -> list[Number]:
+    ours, reference = [], []
+    for _ in range(RUNS):
+        reference.append(_in_thread(_node_side(installation)))
+        page.evaluate("bench.bytes = 0")
+        began = time.monotonic()
+        _line(page, "cat /dev/shm/cat")
+        _until(page, lambda: page.evaluate("bench.bytes") >= SIZE)
+        ours.append(SIZE / 1e6 / (time.monotonic() - began))
+        _settled(page)
+    return [
+        Number("cat of 40 MB in the page", median(ours), "MB/s", median(reference), "node-side client", at_least=0.5),
+        Number("cat of 40 MB in the page", median(ours), "MB/s", at_least=4),
+    ]
+
+
+def _in_thread(work: Coroutine[Any, Any, float]) -> float:
+    """Playwright's own event loop runs in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def _node_side(installation: Installation) -> float:
+    """MB/s of the same `cat`, read by a client that asks the node for the terminal's stream and draws nothing."""
+    node = NodeClient(installation.data / "run" / "node.sock", installation.data / "keys" / "node.key")
+    machine = next(info.machine for info in await node.machine_list() if info.state == "ready")
+    async with await GuestCall.begin(
+        await node.stream_open(machine), "terminal.open", {"cols": 80, "rows": 24}
+    ) as opened:
+        identity = (await opened.reply())["ok"]["id"]
+    try:
+        async with await GuestCall.begin(
+            await node.stream_open(machine), "terminal.attach", {"id": identity}, more=True
+        ) as attached:
+            await attached.reply()
+            await attached.read()
+            began = time.monotonic()
+            await attached.write(b"cat /dev/shm/cat\r")
+            got = 0
+            while got < SIZE:
+                got += len(await attached.read(262_144))
+            return SIZE / 1e6 / (time.monotonic() - began)
+    finally:
+        async with await GuestCall.begin(await node.stream_open(machine), "terminal.close", {"id": identity}) as closed:
+            await closed.reply()
+
+
+def _memory(page: Page, installation: Installation) -> list[Number]:
+    """Growth of each process of ours, in MB, while `yes` floods the page for ten seconds."""
+    watched = {
+        word: processes(installation.data, word) for word in ("manage.py web", "manage.py node", "manage.py worker")
+    }
+    before = {word: _resident(pids) for word, pids in watched.items()}
+    _line(page, "timeout 10 yes")
+    most = dict(before)
+    until = time.monotonic() + 11
+    while time.monotonic() < until:
+        page.wait_for_timeout(250)
+        most = {word: max(most[word], _resident(pids)) for word, pids in watched.items()}
+    _settled(page)
+    return [
+        Number(f"memory, {word.split()[1]}, while yes floods", most[word], "MB", note=f"{before[word]:.0f} MB before")
+        for word in watched
+    ]
+
+
+def _resident(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        total += int(found[1]) if found else 0
+    return total / 1000

@@ -1,0 +1,137 @@
+/** REST: the calls pages make, and the error every one of them may throw. */
+
+import type { components } from "../gen/api";
+
+type Schemas = components["schemas"];
+export type Sandbox = Schemas["SandboxOut"];
+export type Token = Schemas["TokenOut"];
+export type Member = Schemas["MemberOut"];
+export type Me = Schemas["Me"];
+
+export class ApiError extends Error {
+  readonly code: string;
+  readonly status: number;
+  constructor(message: string, code: string, status: number) {
+    super(message);
+    this.code = code;
+    this.status = status;
+  }
+}
+
+interface Answer {
+  status: number;
+  ok: boolean;
+  text(): Promise<string>;
+}
+
+export type Fetch = (
+  url: string,
+  options: { method: string; headers: Record<string, string>; body?: string },
+) => Promise<Answer>;
+
+export class Api {
+  #fetch: Fetch;
+  #csrf: () => string;
+  #organization: string;
+
+  constructor(fetch: Fetch, csrf: () => string, organization: string) {
+    this.#fetch = fetch;
+    this.#csrf = csrf;
+    this.#organization = organization;
+  }
+
+  async #ask<T>(method: string, path: string, body?: object): Promise<T> {
+    const headers: Record<string, string> = { Accept: "application/json", "X-Deno-Org": this.#organization };
+    if (method !== "GET") headers["X-CSRFToken"] = this.#csrf();
+    if (body) headers["Content-Type"] = "application/json";
+    let answer: Answer;
+    try {
+      answer = await this.#fetch(`/api/v1${path}`, {
+        method,
+        headers,
+        ...(body ? { body: JSON.stringify(body) } : {}),
+      });
+    } catch {
+      throw new ApiError(
+        "The server does not answer. It may be restarting; try again in a moment.",
+        "OFFLINE",
+        0,
+      );
+    }
+    const text = await answer.text();
+    if (answer.ok) return (text ? JSON.parse(text) : null) as T;
+    let code = "ERROR";
+    let message = `The server answered with status ${answer.status}.`;
+    try {
+      const problem = JSON.parse(text) as { code?: string; message?: string };
+      code = problem.code ?? code;
+      message = problem.message ?? message;
+    } catch {
+      // An error page, not ours to read.
+    }
+    if (answer.status === 401) message = "You are signed out. Sign in again to go on.";
+    throw new ApiError(message, code, answer.status);
+  }
+
+  me(): Promise<Me> {
+    return this.#ask("GET", "/me");
+  }
+
+  sandboxes(): Promise<Sandbox[]> {
+    return this.#ask("GET", "/sandboxes");
+  }
+
+  sandbox(id: string): Promise<Sandbox> {
+    return this.#ask("GET", `/sandboxes/${id}`);
+  }
+
+  sandboxCreate(body: { name: string; memory_mb: number }): Promise<Sandbox> {
+    return this.#ask("POST", "/sandboxes", { ...body, kind: "workspace" });
+  }
+
+  sandboxStart(id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/start`);
+  }
+
+  sandboxStop(id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/stop`);
+  }
+
+  sandboxRename(id: string, name: string): Promise<Sandbox> {
+    return this.#ask("PATCH", `/sandboxes/${id}`, { name });
+  }
+
+  sandboxDelete(id: string): Promise<void> {
+    return this.#ask("DELETE", `/sandboxes/${id}`);
+  }
+
+  tokens(): Promise<Token[]> {
+    return this.#ask("GET", "/tokens");
+  }
+
+  tokenCreate(
+    body: Pick<Schemas["TokenIn"], "name" | "kind" | "scopes"> & { expires_in_days?: number },
+  ): Promise<Schemas["TokenMade"]> {
+    return this.#ask("POST", "/tokens", body);
+  }
+
+  tokenRevoke(id: number): Promise<void> {
+    return this.#ask("DELETE", `/tokens/${id}`);
+  }
+
+  members(): Promise<Member[]> {
+    return this.#ask("GET", "/members");
+  }
+
+  memberInvite(email: string, role: string): Promise<Schemas["Invited"]> {
+    return this.#ask("POST", "/members", { email, role });
+  }
+
+  memberChange(id: number, role: string): Promise<Member> {
+    return this.#ask("PATCH", `/members/${id}`, { role });
+  }
+
+  memberRemove(id: number): Promise<void> {
+    return this.#ask("DELETE", `/members/${id}`);
+  }
+}

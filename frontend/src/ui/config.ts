@@ -1,0 +1,15 @@
+/** What the server tells a page about who looks at it. */
+export interface PageConfig {
+  island: string;
+  organization: { slug: string; name: string };
+  may: string[];
+  you: string;
+  role: string;
+  origin: string;
+  sandbox?: string;
+}
+
+export function readConfig(): PageConfig | null {
+  const element = document.getElementById("page-config");
+  return element ? (JSON.parse(element.textContent ?? "null") as PageConfig) : null;
+}

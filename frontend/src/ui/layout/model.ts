@@ -1,0 +1,743 @@
+/** One open workspace: its connections and parts, and what a person can do with them. */
+import type { Api, Sandbox } from "../../core/api";
+import { decodeBase64 } from "../../core/base64";
+import { Commands } from "../../core/commands";
+import { Disposables } from "../../core/disposable";
+import { Documents } from "../../core/documents";
+import type { Events } from "../../core/events";
+import { asText, Files } from "../../core/files";
+import { base, parent, within } from "../../core/paths";
+import { Rpc } from "../../core/rpc";
+import { stopWarning, title } from "../../core/sandboxes";
+import type { Connect } from "../../core/socket";
+import { Store } from "../../core/store";
+import { TerminalTabs } from "../../core/terminals";
+import { Tree } from "../../core/tree";
+import { type Source, Uploads } from "../../core/uploads";
+import type { TerminalInfo } from "../../xterm_bridge/protocol";
+import type { PageConfig } from "../config";
+import { EditorTexts } from "../editor/texts";
+import { fromFiles } from "../files/dropped";
+import { done, problem } from "../notify";
+import { copy, switchTheme } from "../page";
+import type { Question } from "../parts/Confirm.svelte";
+import { serverApi, serverEvents } from "../server";
+import { socketTo } from "../sockets";
+
+/** Where the tree begins until the machine has said what its user's home is. */
+const HOME = "/home/app";
+
+export type TreeEdit = { kind: "rename" | "file" | "folder"; path: string };
+export type Area = "files" | "editor" | "terminal";
+
+interface Pane {
+  focus(): void;
+  find(): void;
+}
+
+/** The browser may refuse to keep anything; then a reload simply remembers nothing. */
+function remembered(key: string) {
+  return {
+    load(): string | null {
+      try {
+        return localStorage.getItem(key);
+      } catch {
+        return null;
+      }
+    },
+    save(text: string): void {
+      try {
+        localStorage.setItem(key, text);
+      } catch {
+        // As said.
+      }
+    },
+  };
+}
+
+export class WorkspaceModel {
+  readonly id: string;
+  readonly config: PageConfig;
+  readonly api: Api;
+  readonly events: Events;
+  readonly rpc: Rpc;
+  readonly files: Files;
+  readonly texts = new EditorTexts();
+  readonly documents: Documents;
+  readonly tree: Tree;
+  readonly uploads: Uploads;
+  readonly terminals: TerminalTabs;
+  readonly terminalConnect: Connect;
+  readonly commands = new Commands();
+  readonly panes = new Map<number, Pane>();
+
+  readonly sandbox = new Store<Sandbox | null>(null);
+  readonly gone = new Store("");
+  /** Whether terminals may be shown: the machine ran at least once since the page was opened. */
+  readonly entered = new Store(false);
+  readonly treeEdit = new Store<TreeEdit | null>(null);
+  readonly question = new Store<Question | null>(null);
+  readonly palette = new Store(false);
+  readonly help = new Store(false);
+  readonly comparing = new Store<{ path: string; disk: string } | null>(null);
+  readonly area = new Store<Area>("terminal");
+  readonly filesShown = new Store(true);
+  readonly terminalShown = new Store(true);
+
+  /** The keyboard goes to a terminal that comes up, unless the person is elsewhere. */
+  focusTerminal = true;
+
+  #startedAt: string | null = null;
+  #undo = new Disposables();
+  #stopWatch: (() => void) | null = null;
+  #watching = "";
+  #rewatch: number | undefined;
+  #refreshing: number | undefined;
+
+  constructor(config: PageConfig & { sandbox: string }) {
+    this.config = config;
+    this.id = config.sandbox;
+    this.api = serverApi(config);
+    this.events = serverEvents(config);
+    this.rpc = new Rpc(socketTo(`/ws/sandboxes/${this.id}/rpc`));
+    this.terminalConnect = socketTo(`/ws/sandboxes/${this.id}/terminal`);
+    this.files = new Files(this.rpc);
+    this.documents = new Documents(this.files, this.texts, problem);
+    this.texts.onEdited = (path, dirty) => this.documents.edited(path, dirty);
+    const layout = this.#layout();
+    this.tree = new Tree(HOME, (directory) => this.files.list(directory), layout.expanded);
+    this.uploads = new Uploads(this.rpc);
+    this.terminals = new TerminalTabs(remembered(`atoll:${this.id}:terminals`));
+    this.#commands();
+
+    this.#undo.add(
+      this.events.watch(
+        () => void this.refresh(),
+        (event) => {
+          if (event.kind === "sandbox" && (event.payload as Sandbox).id === this.id)
+            this.#now(event.payload as Sandbox);
+        },
+      ),
+    );
+    this.#undo.add(
+      this.rpc.link.subscribe((link) => {
+        if (link === "open") void this.#connected();
+      }),
+    );
+    this.#undo.add(
+      this.tree.state.subscribe(() => {
+        this.#watchSoon();
+      }),
+    );
+    this.#undo.add(
+      this.documents.state.subscribe(() => {
+        this.#watchSoon();
+        this.#rememberLayout();
+      }),
+    );
+    this.#undo.add(() => this.rpc.stop());
+    this.events.start();
+    void this.refresh();
+    for (const path of layout.open) void this.#reopen(path, layout.active);
+  }
+
+  dispose(): void {
+    this.#undo.dispose();
+  }
+
+  // -- the machine
+
+  async refresh(): Promise<void> {
+    try {
+      this.#now(await this.api.sandbox(this.id));
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? error.code : "";
+      if (code === "NOT_FOUND") this.gone.set("This sandbox was deleted.");
+      else if (!this.sandbox.value) this.gone.set(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  #now(sandbox: Sandbox): void {
+    if (sandbox.state === "deleted") {
+      this.gone.set("This sandbox was deleted.");
+      this.rpc.stop();
+      return;
+    }
+    this.gone.set("");
+    this.sandbox.set(sandbox);
+    if (sandbox.state === "running") {
+      // Started anew: its terminals went with the old processes.
+      if (this.#startedAt !== null && this.#startedAt !== sandbox.started_at) this.terminals.clear();
+      this.#startedAt = sandbox.started_at;
+      this.entered.set(true);
+      this.rpc.start();
+      this.rpc.retryNow();
+    } else this.rpc.stop();
+  }
+
+  async #connected(): Promise<void> {
+    this.#watching = "";
+    const home = await this.rpc.call<string>("realPath", { path: "." }).catch(() => HOME);
+    this.tree.setRoot(home);
+    await Promise.allSettled([this.tree.refresh(), this.documents.checkAll(), this.#takeUpTerminals()]);
+    this.#watchSoon();
+  }
+
+  async #takeUpTerminals(): Promise<void> {
+    if (this.terminals.state.value.tabs.length) return;
+    const running = await this.#running();
+    this.terminals.restore(running);
+  }
+
+  async #running(): Promise<TerminalInfo[]> {
+    try {
+      const all = await this.rpc.call<TerminalInfo[]>("terminal.list", {});
+      return all.filter((terminal) => terminal.running);
+    } catch {
+      return [];
+    }
+  }
+
+  start(): void {
+    void this.api.sandboxStart(this.id).then(
+      (sandbox) => this.#now(sandbox),
+      (error) => problem("The workspace was not started", error),
+    );
+  }
+
+  askStop(): void {
+    const sandbox = this.sandbox.value;
+    if (!sandbox) return;
+    const unsaved = this.documents.dirty.length;
+    this.question.set({
+      title: `Stop ${title(sandbox)}?`,
+      text: `${unsaved ? `${unsaved} file${unsaved > 1 ? "s are" : " is"} not saved. ` : ""}${stopWarning(sandbox)}`,
+      action: "Stop",
+      danger: true,
+      run: () =>
+        this.api.sandboxStop(this.id).then(
+          (now) => this.#now(now),
+          (error) => problem("The machine was not stopped", error),
+        ),
+    });
+  }
+
+  // -- files
+
+  async open(path: string): Promise<void> {
+    this.focusTerminal = false;
+    await this.documents.open(path);
+    this.area.set("editor");
+    this.texts.focus();
+  }
+
+  async #reopen(path: string, active: string | null): Promise<void> {
+    await this.documents.open(path);
+    if (active !== null) this.documents.show(active);
+    if (this.documents.get(path)?.kind === "failed") this.documents.close(path);
+  }
+
+  async save(path: string): Promise<void> {
+    const result = await this.documents.save(path);
+    if (result === "conflict") this.documents.show(path);
+  }
+
+  async compare(path: string): Promise<void> {
+    try {
+      const text = asText(decodeBase64(await this.rpc.call<string>("readFile", { path })));
+      if (text === null) throw new Error("The file is not text any more.");
+      this.comparing.set({ path, disk: text.replace(/^\uFEFF/, "").replaceAll("\r\n", "\n") });
+    } catch (error) {
+      problem("The versions cannot be compared", error);
+    }
+  }
+
+  askClose(path: string): void {
+    const document = this.documents.get(path);
+    if (!document) return;
+    const close = () => {
+      this.documents.close(path);
+      if (this.comparing.value?.path === path) this.comparing.set(null);
+    };
+    if (!document.dirty) {
+      close();
+      return;
+    }
+    this.question.set({
+      title: `Save ${document.name}?`,
+      text: "It has changes that are not saved.",
+      action: "Save",
+      run: async () => {
+        if ((await this.documents.save(path)) === "saved") close();
+      },
+      other: { action: "Don't save", run: close },
+    });
+  }
+
+  beginCreate(kind: "file" | "folder"): void {
+    const directory = this.tree.target;
+    this.filesShown.set(true);
+    this.area.set("files");
+    const ready = directory === this.tree.state.value.root || this.tree.state.value.expanded.has(directory);
+    void (ready ? Promise.resolve() : this.tree.expand(directory)).then(() =>
+      this.treeEdit.set({ kind, path: directory }),
+    );
+  }
+
+  async create(kind: "file" | "folder", path: string): Promise<void> {
+    try {
+      if (kind === "file") await this.files.createFile(path);
+      else await this.files.createDirectory(path);
+      await this.tree.load(parent(path));
+      this.tree.focus(path);
+      if (kind === "file") await this.open(path);
+    } catch (error) {
+      problem(`${base(path)} was not created`, error);
+    }
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    try {
+      await this.files.rename(from, to);
+      this.documents.renamed(from, to);
+      this.tree.rename(from, to);
+      await this.tree.load(parent(to));
+      if (parent(from) !== parent(to)) await this.tree.load(parent(from));
+    } catch (error) {
+      problem(`${base(from)} keeps its name`, error);
+    }
+  }
+
+  askRemove(path: string): void {
+    const unsaved = this.documents.dirty.some((document) => within(document.path, path));
+    this.question.set({
+      title: `Delete ${base(path)}?`,
+      text: `It is removed from the machine with all it contains${unsaved ? ", also from the editor where it is not saved" : ""}. There is no way back.`,
+      action: "Delete",
+      danger: true,
+      run: async () => {
+        try {
+          await this.files.remove(path);
+          for (const document of this.documents.state.value.open)
+            if (within(document.path, path)) this.documents.close(document.path);
+        } catch (error) {
+          problem(`${base(path)} was not deleted`, error);
+        }
+        await this.tree.load(parent(path));
+        this.tree.focus("");
+      },
+    });
+  }
+
+  download(path: string, directory: boolean): void {
+    const link = document.createElement("a");
+    const kind = directory ? "archive" : "content";
+    const query = new URLSearchParams({ path, organization: this.config.organization.slug });
+    link.href = `/api/v1/sandboxes/${this.id}/files/${kind}?${query}`;
+    link.download = directory ? `${base(path)}.tar.gz` : base(path);
+    link.click();
+  }
+
+  copyPath(path: string): void {
+    void copy(path).then((ok) => {
+      if (ok) done("Path copied");
+    });
+  }
+
+  pickUpload(): void {
+    const picker = document.createElement("input");
+    picker.type = "file";
+    picker.multiple = true;
+    picker.onchange = () => void this.upload(this.tree.target, fromFiles(picker.files ?? []), []);
+    picker.click();
+  }
+
+  async upload(directory: string, sources: readonly Source[], folders: readonly string[]): Promise<void> {
+    if (sources.length === 0 && folders.length === 0) return;
+    const top = new Set(
+      [...sources.map(({ path }) => path), ...folders].map((path) => path.split("/")[0] ?? path),
+    );
+    let existing: string[] = [];
+    try {
+      existing = (await this.files.list(directory)).map(({ name }) => name).filter((name) => top.has(name));
+    } catch (error) {
+      problem("Nothing was uploaded", error);
+      return;
+    }
+    const run = async () => {
+      const ended = await this.uploads.add(directory, sources, folders);
+      await this.tree.load(directory);
+      if (directory !== this.tree.state.value.root && !this.tree.state.value.expanded.has(directory))
+        await this.tree.expand(directory);
+      await this.documents.checkAll();
+      if (ended.state === "failed")
+        problem(`${ended.label} was not uploaded whole`, new Error(ended.problem));
+      else setTimeout(() => this.uploads.dismiss(ended.id), 4000);
+    };
+    if (existing.length === 0) await run();
+    else
+      this.question.set({
+        title: existing.length === 1 ? `Replace ${existing[0]}?` : `Replace ${existing.length} things?`,
+        text: `${existing.slice(0, 5).join(", ")}${existing.length > 5 ? " and more" : ""} ${existing.length === 1 ? "is" : "are"} in ${directory} already. Files of the same names are overwritten.`,
+        action: "Replace",
+        danger: true,
+        run,
+      });
+  }
+
+  // -- changes underneath
+
+  #watchSoon(): void {
+    clearTimeout(this.#rewatch);
+    this.#rewatch = setTimeout(() => void this.#watch(), 150);
+  }
+
+  async #watch(): Promise<void> {
+    const paths = [
+      ...new Set([...this.tree.watched, ...this.documents.state.value.open.map(({ path }) => parent(path))]),
+    ].slice(0, 250);
+    const wanted = paths.toSorted().join("\n");
+    if (this.rpc.link.value !== "open" || wanted === this.#watching) return;
+    const known = new Set(this.#watching.split("\n"));
+    this.#watching = wanted;
+    const before = this.#stopWatch;
+    try {
+      const decoder = new TextDecoder();
+      this.#stopWatch = await this.rpc.stream(
+        "watch",
+        { paths },
+        {
+          chunk: (data) => {
+            try {
+              this.#changed((JSON.parse(decoder.decode(data)) as { path: string }).path);
+            } catch {
+              // One broken line of a guest is no reason to stop watching.
+            }
+          },
+          end: () => {},
+        },
+      );
+    } catch {
+      // Without it the page still looks again at every save and reconnection.
+      this.#watching = "";
+    }
+    before?.();
+    // What changed between the last look and the first moment of watching would never be told.
+    const fresh = this.tree.watched.filter((path) => !known.has(path));
+    await Promise.allSettled([...fresh.map((path) => this.tree.load(path)), this.documents.checkAll()]);
+  }
+
+  #stale = new Set<string>();
+
+  #changed(path: string): void {
+    this.#stale.add(path);
+    this.#refreshing ??= setTimeout(() => {
+      this.#refreshing = undefined;
+      const paths = [...this.#stale];
+      this.#stale.clear();
+      const watched = new Set(this.tree.watched);
+      const directories = new Set(
+        paths.flatMap((changed) => [changed, parent(changed)]).filter((at) => watched.has(at)),
+      );
+      for (const directory of directories) void this.tree.load(directory);
+      void this.documents.checkAll();
+    }, 200);
+  }
+
+  // -- terminals
+
+  newTerminal(cwd?: string): void {
+    this.focusTerminal = true;
+    this.terminalShown.set(true);
+    this.area.set("terminal");
+    this.terminals.open(cwd);
+  }
+
+  /** Those that run on the machine and have no tab here. */
+  async otherTerminals(): Promise<TerminalInfo[]> {
+    const mine = new Set(this.terminals.state.value.tabs.map(({ id }) => id));
+    return (await this.#running()).filter(({ id }) => !mine.has(id));
+  }
+
+  askCloseTerminal(key: number): void {
+    const tab = this.terminals.state.value.tabs.find((candidate) => candidate.key === key);
+    if (!tab) return;
+    const close = () => {
+      this.terminals.close(key);
+      if (tab.id) void this.rpc.call("terminal.close", { id: tab.id }).catch(() => undefined);
+    };
+    void this.#running().then((running) => {
+      if (!running.some(({ id }) => id === tab.id)) close();
+      else
+        this.question.set({
+          title: "End this terminal?",
+          text: "The shell and what runs in it are ended. To leave it running, just close the page: it will be there when you come back.",
+          action: "End it",
+          danger: true,
+          run: close,
+        });
+    });
+  }
+
+  findInTerminal(): void {
+    this.panes.get(this.terminals.state.value.active)?.find();
+  }
+
+  focus(area: Area): void {
+    if (area === "files") this.filesShown.set(true);
+    if (area === "terminal") this.terminalShown.set(true);
+    this.area.set(area);
+    // The area may have to appear first.
+    setTimeout(() => {
+      if (area === "editor") this.texts.focus();
+      else if (area === "terminal") this.panes.get(this.terminals.state.value.active)?.focus();
+      else document.querySelector<HTMLElement>('[data-area="files"]')?.focus();
+    }, 30);
+  }
+
+  #nextArea(): void {
+    const order: Area[] = ["files", "editor", "terminal"];
+    const here = document.activeElement?.closest<HTMLElement>("[data-area]")?.dataset.area as
+      | Area
+      | undefined;
+    const at = here ? order.indexOf(here) : -1;
+    for (let step = 1; step <= order.length; step++) {
+      const next = order[(at + step) % order.length];
+      if (next === "editor" && !this.documents.active) continue;
+      if (next) this.focus(next);
+      return;
+    }
+  }
+
+  // -- remembered between visits
+
+  #layout(): { open: string[]; active: string | null; expanded: string[] } {
+    try {
+      const raw = JSON.parse(remembered(`atoll:${this.id}:files`).load() ?? "null");
+      if (raw) return { open: raw.open ?? [], active: raw.active ?? null, expanded: raw.expanded ?? [] };
+    } catch {
+      // Nothing that we wrote.
+    }
+    return { open: [], active: null, expanded: [] };
+  }
+
+  #rememberLayout(): void {
+    const { open, active } = this.documents.state.value;
+    remembered(`atoll:${this.id}:files`).save(
+      JSON.stringify({
+        open: open.map(({ path }) => path).slice(0, 20),
+        active,
+        expanded: [...(this.tree?.state.value.expanded ?? [])].slice(0, 100),
+      }),
+    );
+  }
+
+  #commands(): void {
+    const running = () => this.sandbox.value?.state === "running";
+    const text = () => running() && this.documents.active?.kind === "text";
+    const active = () => this.documents.active;
+    this.commands.add(
+      {
+        id: "palette",
+        group: "Go",
+        title: "Show all commands",
+        keys: "F1 or Ctrl+K",
+        inTerminal: "F1",
+        when: () => !this.palette.value,
+        run: () => this.palette.set(true),
+      },
+      {
+        id: "help",
+        group: "Go",
+        title: "Keyboard shortcuts",
+        keys: "Shift+F1",
+        inTerminal: "Shift+F1",
+        run: () => this.help.set(true),
+      },
+      {
+        id: "next-area",
+        group: "Go",
+        title: "Next area",
+        keys: "F6",
+        inTerminal: "F6",
+        run: () => this.#nextArea(),
+      },
+      {
+        id: "files",
+        group: "Go",
+        title: "Go to the files",
+        keys: "Alt+1",
+        inTerminal: "Alt+1",
+        run: () => this.focus("files"),
+      },
+      {
+        id: "editor",
+        group: "Go",
+        title: "Go to the editor",
+        keys: "Alt+2",
+        inTerminal: "Alt+2",
+        run: () => this.focus("editor"),
+      },
+      {
+        id: "terminal",
+        group: "Go",
+        title: "Go to the terminal",
+        keys: "Alt+3",
+        inTerminal: "Alt+3",
+        run: () => this.focus("terminal"),
+      },
+      { id: "dashboard", group: "Go", title: "To all sandboxes", run: () => location.assign("/") },
+      {
+        id: "save",
+        group: "File",
+        title: "Save",
+        keys: "Ctrl+S",
+        when: text,
+        run: () => void this.save(active()?.path ?? ""),
+      },
+      {
+        id: "save-all",
+        group: "File",
+        title: "Save all",
+        keys: "Ctrl+Alt+S",
+        when: () => running() && this.documents.dirty.length > 0,
+        run: () => {
+          for (const { path } of this.documents.dirty) void this.save(path);
+        },
+      },
+      {
+        id: "close",
+        group: "File",
+        title: "Close the file",
+        keys: "Alt+W",
+        when: () => !!active(),
+        run: () => this.askClose(active()?.path ?? ""),
+      },
+      {
+        id: "next",
+        group: "File",
+        title: "Next file",
+        keys: "Alt+PageDown",
+        when: () => !!active(),
+        run: () => this.documents.cycle(1),
+      },
+      {
+        id: "previous",
+        group: "File",
+        title: "Previous file",
+        keys: "Alt+PageUp",
+        when: () => !!active(),
+        run: () => this.documents.cycle(-1),
+      },
+      {
+        id: "reveal",
+        group: "File",
+        title: "Show the file in the tree",
+        when: () => !!active(),
+        run: () => void this.tree.reveal(active()?.path ?? "").then(() => this.focus("files")),
+      },
+      {
+        id: "reread",
+        group: "File",
+        title: "Read the file again",
+        when: () => text() && !active()?.dirty,
+        run: () => void this.documents.reload(active()?.path ?? ""),
+      },
+      {
+        id: "download",
+        group: "File",
+        title: "Download the file",
+        when: () => running() && !!active(),
+        run: () => this.download(active()?.path ?? "", false),
+      },
+      {
+        id: "new-file",
+        group: "Files",
+        title: "New file…",
+        when: running,
+        run: () => this.beginCreate("file"),
+      },
+      {
+        id: "new-folder",
+        group: "Files",
+        title: "New folder…",
+        when: running,
+        run: () => this.beginCreate("folder"),
+      },
+      { id: "upload", group: "Files", title: "Upload files…", when: running, run: () => this.pickUpload() },
+      {
+        id: "archive",
+        group: "Files",
+        title: "Download all as .tar.gz",
+        when: running,
+        run: () => this.download(this.tree.state.value.root, true),
+      },
+      {
+        id: "hidden",
+        group: "Files",
+        title: "Show or hide hidden files",
+        run: () => this.tree.toggleHidden(),
+      },
+      {
+        id: "toggle-files",
+        group: "View",
+        title: "Show or hide the files",
+        keys: "Ctrl+B",
+        run: () => this.filesShown.update((shown) => !shown),
+      },
+      {
+        id: "toggle-terminal",
+        group: "View",
+        title: "Show or hide the terminals",
+        keys: "Ctrl+J",
+        run: () => this.terminalShown.update((shown) => !shown),
+      },
+      { id: "theme", group: "View", title: "Switch between dark and light", run: switchTheme },
+      {
+        id: "new-terminal",
+        group: "Terminal",
+        title: "New terminal",
+        keys: "Alt+Shift+T",
+        inTerminal: "Alt+Shift+T",
+        when: running,
+        run: () => this.newTerminal(),
+      },
+      {
+        id: "next-terminal",
+        group: "Terminal",
+        title: "Next terminal",
+        keys: "Alt+Shift+N",
+        inTerminal: "Alt+Shift+N",
+        run: () => {
+          this.focusTerminal = true;
+          this.terminals.cycle(1);
+        },
+      },
+      {
+        id: "close-terminal",
+        group: "Terminal",
+        title: "End the terminal…",
+        keys: "Alt+Shift+W",
+        inTerminal: "Alt+Shift+W",
+        when: () => this.terminals.state.value.tabs.length > 0,
+        run: () => this.askCloseTerminal(this.terminals.state.value.active),
+      },
+      {
+        id: "find-terminal",
+        group: "Terminal",
+        title: "Find in the terminal",
+        keys: "Ctrl+Shift+F",
+        inTerminal: "Ctrl+Shift+F",
+        run: () => this.findInTerminal(),
+      },
+      { id: "stop", group: "Machine", title: "Stop the machine…", when: running, run: () => this.askStop() },
+      {
+        id: "start",
+        group: "Machine",
+        title: "Start the machine",
+        when: () => this.sandbox.value?.state === "stopped" && this.sandbox.value.kind === "workspace",
+        run: () => this.start(),
+      },
+    );
+  }
+}

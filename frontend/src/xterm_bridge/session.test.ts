@@ -1,0 +1,188 @@
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import type { SocketEvents } from "../core/socket";
+import { ACK_EVERY, INPUT_PIECE, INPUT_WINDOW } from "./protocol";
+import { type Status, TerminalSession } from "./session";
+
+class Wire {
+  events!: SocketEvents;
+  texts: Record<string, unknown>[] = [];
+  bytes = 0;
+  closed = false;
+  send(data: string | Uint8Array): void {
+    if (typeof data === "string") this.texts.push(JSON.parse(data));
+    else this.bytes += data.length;
+  }
+  close(): void {
+    this.closed = true;
+  }
+  say(message: object): void {
+    this.events.text(JSON.stringify(message));
+  }
+}
+
+class Rig {
+  wires: Wire[] = [];
+  shown = "";
+  resets = 0;
+  pending: (() => void)[] = [];
+  statuses: Status[] = [];
+  ids: string[] = [];
+  session: TerminalSession;
+
+  constructor(id: string | null) {
+    this.session = new TerminalSession({
+      id,
+      connect: (events) => {
+        const wire = new Wire();
+        wire.events = events;
+        this.wires.push(wire);
+        return wire;
+      },
+      screen: {
+        cols: 80,
+        rows: 24,
+        write: (data, drawn) => {
+          this.shown += new TextDecoder().decode(data);
+          this.pending.push(drawn);
+        },
+        reset: () => {
+          this.resets++;
+          this.shown = "";
+        },
+      },
+      onId: (id) => this.ids.push(id),
+      onStatus: (status) => this.statuses.push(status),
+    });
+    this.session.start();
+  }
+
+  get wire(): Wire {
+    const wire = this.wires.at(-1);
+    if (!wire) throw new Error("no connection yet");
+    return wire;
+  }
+
+  draw(): void {
+    for (const drawn of this.pending.splice(0)) drawn();
+  }
+}
+
+function bytes(text: string): Uint8Array<ArrayBuffer> {
+  return new TextEncoder().encode(text);
+}
+
+beforeEach(() => {
+  vi.useFakeTimers();
+});
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+test("a new terminal is opened, named, and drawn", () => {
+  const rig = new Rig(null);
+  rig.wire.events.open();
+  expect(rig.wire.texts[0]).toEqual({ type: "open", cols: 80, rows: 24 });
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.wire.events.bytes(bytes("$ "));
+  expect(rig.ids).toEqual(["t1"]);
+  expect(rig.shown).toBe("$ ");
+});
+
+test("bytes are acknowledged when drawn, every 64 KiB", () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 1000, end: 1000, truncated: false });
+  rig.wire.events.bytes(new Uint8Array(ACK_EVERY - 1));
+  rig.wire.events.bytes(new Uint8Array(2));
+  expect(rig.wire.texts.filter((message) => message.type === "ack")).toEqual([]);
+  rig.draw();
+  expect(rig.wire.texts.at(-1)).toEqual({ type: "ack", offset: 1000 + ACK_EVERY + 1 });
+});
+
+test("a dropped connection comes back to the same place without wiping the screen", async () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.wire.events.bytes(bytes("one "));
+  rig.wire.events.closed(1006, "");
+  expect(rig.statuses.at(-1)?.kind).toBe("waiting");
+  await vi.advanceTimersByTimeAsync(300);
+  rig.wire.events.open();
+  expect(rig.wires.length).toBe(2);
+  expect(rig.wire.texts[0]).toEqual({ type: "attach", id: "t1", cols: 80, rows: 24, offset: 4 });
+  rig.wire.say({ type: "attached", id: "t1", offset: 4, end: 8, truncated: false });
+  rig.wire.events.bytes(bytes("two"));
+  expect(rig.shown).toBe("one two");
+  expect(rig.resets).toBe(0);
+});
+
+test("output lost meanwhile wipes the screen and starts at a whole line", async () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.wire.events.bytes(bytes("old"));
+  rig.wire.events.closed(1006, "");
+  await vi.advanceTimersByTimeAsync(300);
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 9000, end: 9010, truncated: true });
+  rig.wire.events.bytes(bytes("[31mcut\nnew"));
+  expect(rig.shown).toBe("new");
+  expect(rig.resets).toBe(1);
+});
+
+test("answers to queries in replayed output are not typed", () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 3, truncated: false });
+  rig.session.type(bytes("\x1b[?1;2c"));
+  rig.wire.events.bytes(bytes("abc"));
+  rig.session.type(bytes("\x1b[?1;2c"));
+  expect(rig.wire.bytes).toBe(0);
+  rig.draw();
+  rig.session.type(bytes("x"));
+  expect(rig.wire.bytes).toBe(1);
+});
+
+test("a huge paste waits for the terminal to take it", () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.session.type(new Uint8Array(1_000_000));
+  expect(rig.wire.bytes).toBe(INPUT_WINDOW);
+  rig.wire.say({ type: "input", bytes: INPUT_PIECE });
+  expect(rig.wire.bytes).toBe(INPUT_WINDOW + INPUT_PIECE);
+});
+
+test("a refusal ends it, an ended process too", async () => {
+  const refused = new Rig("gone");
+  refused.wire.events.open();
+  refused.wire.say({
+    type: "error",
+    code: "no_terminal",
+    message: "There is no such terminal.",
+    retry: false,
+  });
+  refused.wire.events.closed(4404, "");
+  await vi.advanceTimersByTimeAsync(60_000);
+  expect(refused.statuses.at(-1)).toEqual({
+    kind: "failed",
+    code: "no_terminal",
+    message: "There is no such terminal.",
+  });
+  expect(refused.wires.length).toBe(1);
+
+  const ended = new Rig("t1");
+  ended.wire.events.open();
+  ended.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  ended.wire.say({ type: "exit", status: 0 });
+  ended.wire.events.closed(1000, "");
+  expect(ended.statuses.at(-1)).toEqual({ kind: "exited", status: 0 });
+});
+
+test("a connection that falls silent is given up and tried again", async () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  await vi.advanceTimersByTimeAsync(60_000);
+  expect(rig.wires[0]?.closed).toBe(true);
+});

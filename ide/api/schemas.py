@@ -1,0 +1,174 @@
+"""The JSON of `/api/v1/`, from which the OpenAPI document is made; times are ISO 8601 in UTC."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ninja import Field, Schema
+
+
+class SandboxOut(Schema):
+    """A sandbox or workspace."""
+
+    id: str
+    name: str
+    kind: Literal["sandbox", "workspace"]
+    state: Literal["queued", "starting", "running", "stopping", "stopped", "deleted"]
+    state_reason: str
+    queue_position: int
+    unresponsive: bool
+    region: str
+    memory_mb: int
+    vcpus: int
+    disk_gib: int
+    labels: dict[str, str]
+    session: bool
+    stages: dict[str, float]
+    created_at: str
+    started_at: str | None
+    stopped_at: str | None
+    stop_at: str | None
+    stop_reason: str | None
+    stop_detail: str
+    stopped_by: str | None
+    creator: str
+
+
+class SandboxIn(Schema):
+    """What to create."""
+
+    name: str = ""
+    kind: Literal["sandbox", "workspace"] = "workspace"
+    memory_mb: int = 1280
+    labels: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+    lifetime_seconds: int | None = Field(default=None, ge=1, le=1_000_000)
+
+
+class SandboxChange(Schema):
+    """What to change; absent stays."""
+
+    name: str | None = None
+    labels: dict[str, str] | None = None
+
+
+class MemberOut(Schema):
+    """A member of the organization."""
+
+    id: int
+    email: str
+    name: str
+    role: str
+    created_at: str
+    you: bool
+
+
+RoleName = Literal["owner", "admin", "member", "viewer"]
+
+
+class MemberIn(Schema):
+    """Whom to invite."""
+
+    email: str
+    role: RoleName = "member"
+
+
+class MemberChange(Schema):
+    """His new role."""
+
+    role: RoleName
+
+
+class Invited(Schema):
+    """The new member; a sign-in link only for an account that was made now."""
+
+    member: MemberOut
+    sign_in_link: str | None
+
+
+class TokenOut(Schema):
+    """A token, without its secret."""
+
+    id: int
+    name: str
+    kind: Literal["personal", "organization"]
+    prefix: str
+    scopes: list[str]
+    role: str
+    owner: str | None
+    created_at: str
+    expires_at: str | None
+    last_used_at: str | None
+    revoked_at: str | None
+
+
+class TokenIn(Schema):
+    """What to make."""
+
+    name: str
+    kind: Literal["personal", "organization"] = "personal"
+    scopes: list[str] = Field(default_factory=lambda: ["read", "sandboxes"])
+    role: RoleName = "member"
+    expires_in_days: int | None = None
+
+
+class TokenMade(Schema):
+    """The token and its secret, which is shown this once."""
+
+    token: TokenOut
+    secret: str
+
+
+class Person(Schema):
+    """A signed-in person."""
+
+    email: str
+    name: str
+
+
+class OrganizationOut(Schema):
+    """An organization."""
+
+    slug: str
+    name: str
+
+
+class MembershipOut(OrganizationOut):
+    """An organization and one's role in it."""
+
+    role: str
+
+
+class Quota(Schema):
+    """Sandboxes that may run at a time, and that do."""
+
+    concurrent: int
+    used: int
+
+
+class Me(Schema):
+    """Who is asking, where, and what he may do."""
+
+    user: Person | None
+    organization: OrganizationOut
+    role: str
+    may: list[str]
+    organizations: list[MembershipOut]
+    quota: Quota
+
+
+class AuditOut(Schema):
+    """One act."""
+
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+    created_at: str
+
+
+class Problem(Schema):
+    """Every error."""
+
+    code: str
+    message: str

@@ -1,0 +1,247 @@
+"""One machine's whole installation: prepares the host, runs every process in the foreground, and says how to get in.
+
+`manage.py up` is its command. It runs as root and never opens the database itself: what touches it runs as the service
+user, or SQLite's side files would belong to root and shut the web process out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import shutil
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ide.env import Env
+from vm.host.confine import closed_ancestors
+from vm.host.provision import Users, provision
+from vm.host.run import CommandFailed, run
+from vm.host.supervise import NotReady, Service, Supervisor
+from vm.image import build as image
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ROOM = 3 * 2**30  # bytes: an image being built, and a few machines
+
+
+class CannotStart(Exception):
+    """One clear line: what is in the way, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `run/up.json` says of a running installation."""
+
+    pid: int
+    url: str
+    token: str
+
+
+def running(env: Env) -> Running | None:
+    """The installation that runs on this data root now; PermissionError for whoever may not know."""
+    path = env.data / "run" / "up.json"
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    with (env.data / "run" / "up.lock").open("rb") as lock:
+        try:
+            # whoever runs holds it: a stale file names a pid that may be somebody else's by now
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Running(**said)
+    return None
+
+
+def as_service(users: Users, *command: str) -> list[str]:
+    """The argv that runs one of our management commands as the unprivileged user."""
+    return [sys.executable, "-m", "vm.host.confine", users.service, "--", sys.executable, "manage.py", *command]
+
+
+def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
+    """Run the installation until it is asked to stop. CannotStart says in one line why it did not start."""
+    began = time.monotonic()
+    _check_host(env)
+    try:
+        provision(data=env.data, image_cache=env.image_cache, users=users)
+        _check_reach(env, users)
+        with (env.data / "run" / "up.lock").open("wb") as lock:
+            _claim(env, lock.fileno())
+            _check_port(env)
+            _build_image(env, say)
+            _static_files(env)
+            first = _install(env, users, say)
+            _run(env, users, first, began, say)
+    except OSError as error:
+        raise CannotStart(
+            f"{error.strerror}: {error.filename or env.data} (is the disk full, or read-only?)"
+        ) from error
+
+
+def _check_host(env: Env) -> None:
+    if os.geteuid() != 0:
+        raise CannotStart("this needs root, to start machines: use sudo")
+    place = next(folder for folder in (env.data, *env.data.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < ROOM:
+        raise CannotStart(f"only {free // 2**20} MiB are free at {place}: make room, or set ATOLL_DATA to another disk")
+
+
+def _check_reach(env: Env, users: Users) -> None:
+    for user, path in ((users.service, env.data), (users.machine, env.data), (users.machine, env.image_cache)):
+        record = pwd.getpwnam(user)
+        if closed := closed_ancestors(path / "below", record.pw_uid, [record.pw_gid]):
+            raise CannotStart(
+                f"the user {user} may not pass through {closed[0]}: chmod o+x {closed[0]}, or set another place"
+            )
+
+
+def _claim(env: Env, lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = running(env)
+        where = f"at {other.url} (process {other.pid})" if other else "and is starting"
+        raise CannotStart(f'Atoll runs here already {where}: "make down" stops it') from None
+
+
+def _check_port(env: Env) -> None:
+    family = socket.AF_INET6 if ":" in env.bind else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((env.bind, env.port))
+        except OSError as error:
+            raise CannotStart(
+                f"port {env.port} on {env.bind} cannot be used ({error.strerror}): stop what uses it (see "
+                f'"ss -ltnp sport = :{env.port}"), or choose another: ATOLL_PORT={env.port + 1} make up'
+            ) from error
+
+
+def _build_image(env: Env, say: Callable[[str], None]) -> None:
+    if image.image_path(env.image_cache) is not None:
+        return
+    say("building the guest image (once, and again when its recipe changes: a few minutes)")
+    try:
+        image.build(env.image_cache, say)
+    except image.BuildFailed as error:
+        raise CannotStart(f"the guest image could not be built: {error}") from error
+
+
+def _static_files(env: Env) -> None:
+    manifest = CHECKOUT / "frontend" / "dist" / "manifest.json"
+    stamp = CHECKOUT / "staticfiles" / "manifest.json"
+    if stamp.exists() and manifest.exists() and stamp.stat().st_mtime >= manifest.stat().st_mtime:
+        return
+    run([sys.executable, "manage.py", "collectstatic", "--noinput", "--verbosity", "0"], cwd=CHECKOUT, timeout=300)
+
+
+def _install(env: Env, users: Users, say: Callable[[str], None]) -> dict[str, Any]:
+    """Database, administrator, token: as the service user, which answers with JSON on a pipe, never in a log."""
+    token = env.data / "keys" / "admin_token"
+    known = token.read_text() if token.exists() else ""
+    try:
+        done = run(as_service(users, "install"), cwd=CHECKOUT, timeout=300, input_text=json.dumps({"token": known}))
+    except CommandFailed as error:
+        raise CannotStart(f"the database could not be prepared: {error}") from error
+    first: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if first["token"] != known:
+        token.touch(mode=0o600)
+        token.write_text(first["token"])
+    for line in first["changes"]:
+        say(line)
+    return first
+
+
+def _services(env: Env, users: Users) -> list[Service]:
+    def node_ready() -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(env.node_socket))
+            except OSError:
+                return False
+            return True
+
+    def web_ready() -> bool:
+        bind = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(env.bind, env.bind)  # noqa: S104
+        host = f"[{bind}]" if ":" in bind else bind
+        try:
+            with urllib.request.urlopen(f"http://{host}:{env.port}/healthz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    return [
+        Service("node", (sys.executable, "manage.py", "node"), node_ready, patience=120, grace=20),
+        Service("web", tuple(as_service(users, "web")), web_ready, patience=60, grace=10),
+        Service("worker", tuple(as_service(users, "worker")), lambda: True, grace=10),
+    ]
+
+
+def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Callable[[str], None]) -> None:
+    supervisor = Supervisor(
+        _services(env, users), cwd=CHECKOUT, logs=env.data / "logs", environment=dict(os.environ), say=say
+    )
+    here = env.data / "run" / "up.json"
+    try:
+        supervisor.start()
+        here.touch(mode=0o600)
+        here.write_text(json.dumps({"pid": os.getpid(), "url": env.origin, "token": first["token"]}))
+        say(_banner(env, first, time.monotonic() - began))
+        say(f"stopping ({supervisor.run()})")
+        _stop_machines(users, say)
+    except NotReady as error:
+        raise CannotStart(str(error)) from error
+    finally:
+        here.unlink(missing_ok=True)
+        supervisor.stop()
+
+
+def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
+    """End every sandbox with its reason written down, while the node is still there to do it."""
+    try:
+        done = run(as_service(users, "stop_all"), cwd=CHECKOUT, timeout=60)
+        say(done.stdout.strip())
+    except CommandFailed as error:
+        say(f"sandboxes could not be stopped in order ({error}); the next start settles them")
+
+
+def _banner(env: Env, first: dict[str, Any], seconds: float) -> str:
+    export = "\n".join(f"    {line}" for line in exports(env.origin, first["token"]))
+    return f"""Atoll is ready ({seconds:.1f} s).
+
+  Open       {first["link"]}
+             (signs you in once, within 15 minutes; a new one: make login-link)
+  API token  {first["token"]}
+
+  From a program, in another terminal (eval "$(make -s env)" does the exports):
+
+{export}
+    pip install deno-sandbox
+    python3 - <<'PY'
+    from deno_sandbox import DenoDeploy
+    with DenoDeploy().sandbox.create() as sandbox:
+        sandbox.spawn("uname", args=["-a"]).wait()
+    PY
+
+  Data {env.data} · logs {env.data / "logs"} · disk use and clean-up: make disk
+  Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST
+  Stop: Ctrl-C, or make down
+"""
+
+
+def exports(origin: str, token: str) -> list[str]:
+    """The lines that point the official SDKs at this installation."""
+    return [
+        f"export DENO_SANDBOX_ENDPOINT={origin}",
+        f"export DENO_DEPLOY_ENDPOINT={origin}",
+        f"export DENO_DEPLOY_TOKEN={token}",
+    ]

@@ -1,0 +1,1 @@
+"""The SDK's JSON-RPC: envelope and handshake are pure, dispatch and methods move the bytes."""

@@ -1,0 +1,146 @@
+"""What an SDK says when it connects: its config, its kind, its idea of a lifetime. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sandboxes.errors import Invalid
+from sandboxes.quotas import DEFAULT_MEMORY_MB
+
+
+class Dialect(StrEnum):
+    """Which SDK is on the line; a handful of results differ."""
+
+    JS = "js"
+    PY = "py"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The config header, checked for form; what its values may be is the domain's to say."""
+
+    memory_mb: int
+    labels: dict[str, str]
+    env: dict[str, str]
+    session: bool
+    stop_at: datetime | None
+    dialect: Dialect | None
+
+
+def dialect_of(*, user_agent: str | None, config: Dialect | None = None) -> Dialect:
+    """The SDK: by its user agent, else by its config's shape; without either it is JavaScript's."""
+    if user_agent and "websockets/" in user_agent:
+        return Dialect.PY
+    if config is not None:
+        return config
+    return Dialect.JS
+
+
+def decode_config(header: str, *, now: datetime) -> Config:
+    """The config in a header value (Latin-1 text of base64). Invalid says what is wrong; unknown keys are ignored."""
+    if not header:
+        raise Invalid("the header x-deno-sandbox-config is missing", field="config")
+    try:
+        raw = base64.b64decode(header, validate=True)
+    except (binascii.Error, ValueError):
+        raise Invalid("the header x-deno-sandbox-config is not base64", field="config") from None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        # JavaScript's btoa sends U+0080 to U+00FF as single bytes.
+        text = raw.decode("latin-1")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Invalid("the header x-deno-sandbox-config does not hold JSON", field="config") from None
+    if not isinstance(config, dict):
+        raise Invalid("the config is not an object", field="config")
+    _refuse_what_is_not_there(config)
+    session, stop_at = _lifetime(config, now)
+    return Config(
+        memory_mb=_integer(config, "memory_mb", DEFAULT_MEMORY_MB),
+        labels=_strings(config, "labels"),
+        env=_strings(config, "env"),
+        session=session,
+        stop_at=stop_at,
+        dialect=_dialect(config),
+    )
+
+
+def _refuse_what_is_not_there(config: dict[str, Any]) -> None:
+    # Starting without what was asked for would be worse than not starting: an ignored allow_net looks like a firewall.
+    for key in ("root", "volumes", "secrets"):
+        if config.get(key):
+            raise Invalid(f"{key!r} is not available on this server", field=key)
+    # There is no network at all yet, so every allow_net is kept.
+
+
+def _dialect(config: dict[str, Any]) -> Dialect | None:
+    volumes = config.get("volumes")
+    if "debug" in config or "timeout" in config or isinstance(volumes, dict):
+        return Dialect.PY
+    if isinstance(volumes, list):
+        return Dialect.JS
+    return None
+
+
+def _integer(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Invalid(f"{key!r} is not a whole number", field=key)
+    return value
+
+
+def _strings(config: dict[str, Any], key: str) -> dict[str, str]:
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise Invalid(f"{key!r} is not an object of strings", field=key)
+    return dict(value)
+
+
+def _lifetime(config: dict[str, Any], now: datetime) -> tuple[bool, datetime | None]:
+    if config.get("stop_at_ms") is not None:
+        return False, moment(config["stop_at_ms"])
+    timeout = config.get("timeout")
+    if timeout is None or timeout == "session":
+        return True, None
+    found = re.fullmatch(r"([0-9]{1,6})([sm])", timeout) if isinstance(timeout, str) else None
+    seconds = int(found[1]) * (60 if found[2] == "m" else 1) if found else 0
+    if seconds <= 0:
+        raise Invalid(
+            "a timeout is 'session', or a number of seconds or minutes such as '30s' or '5m'", field="timeout"
+        )
+    return False, now + timedelta(seconds=seconds)
+
+
+def moment(stop_at_ms: object) -> datetime:
+    """A time from epoch milliseconds. Invalid if it is no number, or beyond what a calendar has."""
+    if isinstance(stop_at_ms, bool) or not isinstance(stop_at_ms, int | float):
+        raise Invalid("'stop_at_ms' is not a number", field="stop_at_ms")
+    try:
+        return datetime.fromtimestamp(stop_at_ms / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        raise Invalid("'stop_at_ms' is not a time", field="stop_at_ms") from None
+
+
+def shell_names(env: dict[str, str]) -> dict[str, str]:
+    """Environment of a Python `spawn` with the names that client meant: it sends MY_VAR as MYVar.
+
+    What arrived stays; the restored name is added where it is not there.
+    """
+    restored = dict(env)
+    for key, value in env.items():
+        if re.fullmatch(r"[A-Z][A-Za-z0-9]*", key) and not key.isupper():
+            restored.setdefault(re.sub(r"(?<=[A-Z0-9a-z])(?=[A-Z][a-z])", "_", key).upper(), value)
+    return restored

@@ -1,0 +1,20 @@
+"""The methods a client may call, by name; what is not here does not exist for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ide.rpc.connection import Method
+from ide.rpc.methods import control, editor, files, handles, plain, processes
+
+SDK: Mapping[str, Method] = {
+    **plain.METHODS,
+    **control.METHODS,
+    **files.METHODS,
+    **handles.METHODS,
+    **processes.METHODS,
+}
+"""What the official SDKs may call."""
+
+BROWSER: Mapping[str, Method] = {**SDK, **editor.METHODS}
+"""What our own pages may call."""

@@ -1,0 +1,190 @@
+"""Whole files and trees: their content is raw bytes on the agent's side, base64 or text on the client's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import codecs
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ide.rpc import envelope
+from ide.rpc import params as check
+from ide.rpc.connection import PY_MESSAGE, Connection, Method, Raw, new_stream_id, too_large
+from ide.rpc.envelope import InvalidParams, OperationFailed
+from ide.rpc.handshake import Dialect
+from sandboxes.services.streams import GuestCall
+
+MAX_FILE = 64 * 2**20
+"""A file read in one message; larger ones are read through handles."""
+LARGE = 4 * 2**20
+MAX_LISTED = 100_000
+
+# Each holds a file's content three times over for a moment: a few at a time, for all connections together.
+_large = asyncio.Semaphore(2)
+
+
+async def read_file(connection: Connection, params: dict[str, Any]) -> Any:
+    """The content as base64."""
+    return await _read(connection, "readFile", params)
+
+
+async def read_text_file(connection: Connection, params: dict[str, Any]) -> Any:
+    """The content as text; what is not UTF-8 is replaced."""
+    return await _read(connection, "readTextFile", params)
+
+
+async def _read(connection: Connection, method: str, params: dict[str, Any]) -> Any:
+    async with connection.running, await connection.guest(method, check.only(params, "abortId", "options")) as call:
+        said = await call.reply()
+        size = said.get("size") if isinstance(said, dict) else None
+        limit = PY_MESSAGE if connection.dialect is Dialect.PY else MAX_FILE
+        if not isinstance(size, int) or size > limit:
+            raise OperationFailed(too_large(size if isinstance(size, int) else limit))
+        if size <= LARGE:
+            return await _content(call, method, limit)
+        async with _large:
+            return await _content(call, method, limit)
+
+
+async def _content(call: GuestCall, method: str, limit: int) -> Raw:
+    pieces = ['"']
+    size = 0
+    if method == "readFile":
+        rest = b""
+        while data := await call.read():
+            size += len(data)
+            data = rest + data
+            whole = len(data) - len(data) % 3
+            pieces.append(base64.b64encode(memoryview(data)[:whole]).decode("ascii"))
+            rest = data[whole:]
+            if size > limit:
+                raise OperationFailed(too_large(size))
+        pieces.append(base64.b64encode(rest).decode("ascii"))
+    else:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while data := await call.read():
+            size += len(data)
+            pieces.append(json.dumps(decoder.decode(data), ensure_ascii=False)[1:-1])
+            if size > limit:
+                raise OperationFailed(too_large(size))
+        pieces.append(json.dumps(decoder.decode(b"", final=True), ensure_ascii=False)[1:-1])
+    pieces.append('"')
+    return Raw("".join(pieces))
+
+
+async def write_file(connection: Connection, params: dict[str, Any]) -> None:
+    """Content from base64 or from a stream; answered when it is written."""
+    await _write(connection, params, text=False)
+
+
+async def write_text_file(connection: Connection, params: dict[str, Any]) -> None:
+    """Content from text or from a stream of UTF-8."""
+    await _write(connection, params, text=True)
+
+
+async def _write(connection: Connection, params: dict[str, Any], *, text: bool) -> None:
+    stream = check.optional_integer(params, "contentStreamId")
+    if stream is None:
+        content = check.string(params, "content")
+        pieces = _encoded(content) if text else check.decoded(content, "content")
+        async with connection.running:
+            return await _send(connection, params, pieces)
+    incoming = connection.incoming.take(stream)
+    if incoming is None:
+        raise InvalidParams.one("contentStreamId", "number", "there is no such stream")
+    try:
+        await _send(connection, params, _chunks(incoming.read))
+    finally:
+        await connection.incoming.done(stream)
+
+
+async def _send(connection: Connection, params: dict[str, Any], pieces: AsyncIterator[bytes]) -> None:
+    sent = check.only(params, "abortId", "content", "contentStreamId")
+    async with await connection.guest("writeFile", sent, more=True) as call:
+        # The agent may refuse at once, a directory for instance: then nobody reads the input, and writing would wait.
+        reply = connection.beside(call.reply())
+        feed = connection.beside(_feed(call, pieces))
+        try:
+            await asyncio.wait({reply, feed}, return_when=asyncio.FIRST_COMPLETED)
+            if feed.done() and not reply.done():
+                feed.result()
+            await reply
+        finally:
+            feed.cancel()
+            reply.cancel()
+            # What it raised, if anything, is less to the point than the agent's reply.
+            await asyncio.gather(feed, return_exceptions=True)
+
+
+async def _feed(call: GuestCall, pieces: AsyncIterator[bytes]) -> None:
+    async for piece in pieces:
+        await call.write(piece)
+    await call.end_input()
+
+
+async def _encoded(text: str) -> AsyncIterator[bytes]:
+    for at in range(0, len(text), check.SLICE):
+        yield text[at : at + check.SLICE].encode("utf-8", "replace")
+
+
+async def _chunks(read: Any) -> AsyncIterator[bytes]:
+    while chunk := await read():
+        yield chunk
+
+
+async def walk(connection: Connection, params: dict[str, Any]) -> Any:
+    """A tree's entries: a stream for JavaScript, an array for Python."""
+    return await _entries(connection, "walk", params)
+
+
+async def expand_glob(connection: Connection, params: dict[str, Any]) -> Any:
+    """What matches: a stream of entries for JavaScript, an array of paths for Python."""
+    return await _entries(connection, "expandGlob", params)
+
+
+async def _entries(connection: Connection, method: str, params: dict[str, Any]) -> Any:
+    call = await connection.guest(method, check.flat(params))
+    try:
+        await call.reply()
+        if connection.dialect is Dialect.PY:
+            return await _listed(call, paths_only=method == "expandGlob")
+    except BaseException:
+        await call.abort()
+        raise
+    return await stream_records(connection, call)
+
+
+async def _listed(call: GuestCall, *, paths_only: bool) -> list[Any]:
+    found: list[Any] = []
+    async with call:
+        async for entry in call.records():
+            found.append(entry.get("path") if paths_only and isinstance(entry, dict) else entry)
+            if len(found) > MAX_LISTED:
+                raise OperationFailed(too_large(len(found)))
+    return found
+
+
+async def stream_records(connection: Connection, call: GuestCall) -> dict[str, int]:
+    """Send each record of the call as one chunk of JSON on a new stream."""
+    stream = new_stream_id()
+    await connection.send(envelope.stream_start(stream))
+
+    async def source() -> None:
+        async with call:
+            async for record in call.records():
+                await connection.send(envelope.stream_data(stream, envelope.encode(record).encode()))
+
+    connection.stream_out(stream, source)
+    return {"streamId": stream}
+
+
+METHODS: dict[str, Method] = {
+    "readFile": read_file,
+    "readTextFile": read_text_file,
+    "writeFile": write_file,
+    "writeTextFile": write_text_file,
+    "walk": walk,
+    "expandGlob": expand_glob,
+}

@@ -1,0 +1,1 @@
+"""Django's settings: `base` for every real process, `test` for the suite."""

@@ -1,0 +1,25 @@
+"""Settings of the suite: a data root of its own, and nothing that a test does not ask for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Set here and not in conftest.py, because mypy's Django plugin loads the settings as well.
+os.environ.setdefault("ATOLL_DATA", tempfile.mkdtemp(prefix="atoll-test-"))
+
+from ide.settings.base import *  # noqa: F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# Nothing is collected for unit tests, and WhiteNoise warns of a directory that is not there.
+STATIC_ROOT = ENV.data / "static"  # noqa: F405
+STATIC_ROOT.mkdir(exist_ok=True)
+CELERY_TASK_ALWAYS_EAGER = True
+for _database in DATABASES.values():  # noqa: F405
+    # A file, because threads and event loops of one test must see the same database.
+    if "sqlite3" in _database["ENGINE"]:
+        _database["TEST"] = {"NAME": str(ENV.data / "test.sqlite3")}  # noqa: F405

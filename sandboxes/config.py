@@ -1,0 +1,24 @@
+"""The installation's own settings, typed; their values are put together in ide/settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict, cast
+
+from django.conf import settings
+
+
+class Config(TypedDict):
+    """What docs/settings.md explains, as far as the domain and the front doors need it."""
+
+    region: str
+    quota_concurrent: int
+    origin: str
+    trusted_origins: list[str]
+    node_socket: Path
+    node_key: Path
+
+
+def config() -> Config:
+    """The settings now; tests change them."""
+    return cast(Config, settings.ATOLL)

@@ -1,0 +1,173 @@
+"""Events: written as rows with the change they tell of, tailed by each web process and fanned out to its pages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sandboxes import audit
+from sandboxes.database import in_thread
+from sandboxes.models import Event, Sandbox, SandboxState, StopCause
+from vm import background
+
+POLL = 0.25
+SETTLING = 5.0
+"""Seconds for which ids are looked at again: on PostgreSQL a lower id may become visible after a higher one."""
+BACKLOG = 1000
+"""Things one listener may have outstanding; beyond that it is told to ask for everything again."""
+
+type Payload = dict[str, Any]
+
+
+def timestamp(moment: datetime | None) -> str | None:
+    """ISO 8601 in UTC with milliseconds, as every API of ours writes times."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z" if moment else None
+
+
+def state_reason(sandbox: Sandbox) -> str:
+    """A sentence for people about the state; empty where the state says it all."""
+    if sandbox.state in (SandboxState.STOPPED, SandboxState.STOPPING) and sandbox.stop_cause:
+        text = str(StopCause(sandbox.stop_cause).label)
+        by = f" by {sandbox.stopped_by}" if sandbox.stop_cause == StopCause.REQUESTED and sandbox.stopped_by else ""
+        detail = f": {sandbox.stop_detail}" if sandbox.stop_detail else ""
+        return f"{text}{by}{detail}"
+    if sandbox.state == SandboxState.QUEUED and sandbox.queue_position:
+        return f"waits for its turn to start (place {sandbox.queue_position})"
+    if sandbox.unresponsive:
+        return "its agent does not answer at the moment"
+    return ""
+
+
+def sandbox_payload(sandbox: Sandbox) -> Payload:
+    """A sandbox as pages and REST show it (docs/api.md)."""
+    return {
+        "id": sandbox.public_id,
+        "name": sandbox.name,
+        "kind": sandbox.kind,
+        "state": sandbox.state,
+        "state_reason": state_reason(sandbox),
+        "queue_position": sandbox.queue_position,
+        "unresponsive": sandbox.unresponsive,
+        "region": sandbox.region,
+        "memory_mb": sandbox.memory_mb,
+        "vcpus": sandbox.vcpus,
+        "disk_gib": sandbox.disk_gib,
+        "labels": sandbox.labels,
+        "session": sandbox.session,
+        "stages": sandbox.stages,
+        "created_at": timestamp(sandbox.created_at),
+        "started_at": timestamp(sandbox.started_at),
+        "stopped_at": timestamp(sandbox.stopped_at),
+        "stop_at": timestamp(sandbox.stop_at),
+        "stop_reason": sandbox.stop_cause or None,
+        "stop_detail": sandbox.stop_detail,
+        "stopped_by": sandbox.stopped_by or None,
+        "creator": sandbox.creator_name,
+    }
+
+
+def publish_sandbox(sandbox: Sandbox) -> None:
+    """Tell the organization's pages of the row as it is now; in the transaction of its change."""
+    audit.publish(organization_id=sandbox.organization_id, kind="sandbox", payload=sandbox_payload(sandbox))
+
+
+class _Listener:
+    """What one subscriber has not taken yet: the newest event of each thing, in order of arrival."""
+
+    def __init__(self, organization_id: int) -> None:
+        self.organization_id = organization_id
+        self.waiting: dict[tuple[str, str], Payload] = {}
+        self.some = asyncio.Event()
+
+    def put(self, event: Payload) -> None:
+        key = (event["kind"], str(event["payload"].get("id", "")))
+        self.waiting.pop(key, None)
+        if len(self.waiting) >= BACKLOG:
+            self.waiting.clear()
+            key, event = ("ready", ""), {"cursor": event["cursor"], "kind": "ready", "payload": {}}
+        self.waiting[key] = event
+        self.some.set()
+
+
+class _Tail:
+    """One event loop's poller; runs only while somebody listens."""
+
+    def __init__(self) -> None:
+        self.listeners: set[_Listener] = set()
+        self._seen: dict[int, float] = {}
+        self._low = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Make sure the poller runs; the newest cursor."""
+        if self._task is None or self._task.done():
+            newest = await in_thread(_newest)
+            if self._task is None or self._task.done():
+                self._low = newest[0] - 1 if newest else await in_thread(_last_id)
+                self._seen = dict.fromkeys(newest, time.monotonic())
+                self._task = background.spawn(self._run(), name="event tail")
+        return max(self._seen, default=self._low)
+
+    async def _run(self) -> None:
+        while self.listeners:
+            await asyncio.sleep(POLL)
+            try:
+                rows = await in_thread(_after, self._low, set(self._seen))
+            except Exception:
+                background.log.exception("events could not be read")
+                await asyncio.sleep(2)
+                continue
+            now = time.monotonic()
+            for identifier, organization_id, kind, payload in rows:
+                self._seen[identifier] = now
+                for listener in self.listeners:
+                    if listener.organization_id == organization_id:
+                        listener.put({"cursor": identifier, "kind": kind, "payload": payload})
+            settled = [i for i, seen in self._seen.items() if now - seen > SETTLING]
+            if settled:
+                self._low = max(self._low, *settled)
+                self._seen = {i: seen for i, seen in self._seen.items() if i > self._low}
+
+
+def _last_id() -> int:
+    last = Event.objects.order_by("-id").values_list("id", flat=True).first()
+    return last or 0
+
+
+def _newest() -> list[int]:
+    return sorted(Event.objects.order_by("-id").values_list("id", flat=True)[:200])
+
+
+def _after(low: int, seen: set[int]) -> list[tuple[int, int, str, Payload]]:
+    fresh = [
+        i for i in Event.objects.filter(id__gt=low).order_by("id").values_list("id", flat=True)[:5000] if i not in seen
+    ]
+    rows = Event.objects.filter(id__in=fresh[:500]).order_by("id")
+    return list(rows.values_list("id", "organization_id", "kind", "payload"))
+
+
+_tails: WeakKeyDictionary[asyncio.AbstractEventLoop, _Tail] = WeakKeyDictionary()
+
+
+async def subscribe(organization_id: int) -> AsyncIterator[Payload]:
+    """Everything that happens in the organization, as `{"cursor", "kind", "payload"}`.
+
+    The first is of kind `ready`: what is read from the database after it cannot miss a change. A listener far
+    behind gets another `ready` in place of what it missed. Several changes of one sandbox may come as the last of them.
+    """
+    tail = _tails.setdefault(asyncio.get_running_loop(), _Tail())
+    listener = _Listener(organization_id)
+    tail.listeners.add(listener)
+    try:
+        yield {"cursor": await tail.start(), "kind": "ready", "payload": {}}
+        while True:
+            await listener.some.wait()
+            listener.some.clear()
+            while listener.waiting:
+                yield listener.waiting.pop(next(iter(listener.waiting)))
+    finally:
+        tail.listeners.discard(listener)

@@ -1,0 +1,24 @@
+"""The rows: one module per noun, no rules and no I/O beyond the database."""
+
+from sandboxes.models.accounts import SignInLink, User
+from sandboxes.models.audit import AuditEntry
+from sandboxes.models.event import Event
+from sandboxes.models.organization import Membership, Organization, Role
+from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
+from sandboxes.models.token import Token
+
+__all__ = [
+    "AuditEntry",
+    "Event",
+    "Kind",
+    "Membership",
+    "Organization",
+    "Role",
+    "Sandbox",
+    "SandboxState",
+    "SignInLink",
+    "StopCause",
+    "Token",
+    "User",
+    "WebProcess",
+]

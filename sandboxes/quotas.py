@@ -1,0 +1,68 @@
+"""Limits on what may be asked for, as pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from sandboxes.errors import Invalid, QuotaExceeded
+
+MEMORY_MB = (768, 4096)
+DEFAULT_MEMORY_MB = 1280
+VCPUS = 2
+DISK_GIB = 10
+MAX_LIFETIME = 30 * 60
+"""Seconds a sandbox with a deadline may have before it from now on; each extension may set it anew."""
+NAME = 100
+LABELS = 5
+LABEL_KEY = 64
+LABEL_VALUE = 128
+ENV_ENTRIES = 256
+ENV_BYTES = 256 * 1024
+
+
+def check_room(*, used: int, limit: int) -> None:
+    """Return if one more sandbox may run. QuotaExceeded otherwise."""
+    if used >= limit:
+        raise QuotaExceeded(
+            f"{used} sandboxes are running and the limit is {limit}: stop one, or raise the limit",
+            used=used,
+            limit=limit,
+        )
+
+
+def check_memory(memory_mb: int) -> None:
+    """Invalid outside of what a machine can have."""
+    low, high = MEMORY_MB
+    if not low <= memory_mb <= high:
+        raise Invalid(f"memory_mb is {memory_mb}: it must be from {low} to {high}", field="memory_mb")
+
+
+def check_name(name: str) -> None:
+    """Invalid if it is too long or holds control characters."""
+    if len(name) > NAME or not name.isprintable():
+        raise Invalid(f"a name has at most {NAME} printable characters", field="name")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Invalid if there are too many, or one is too long."""
+    if len(labels) > LABELS:
+        raise Invalid(f"{len(labels)} labels: there may be at most {LABELS}", field="labels")
+    for key, value in labels.items():
+        if not key or len(key.encode()) > LABEL_KEY:
+            raise Invalid(f"label key {key[:20]!r}: 1 to {LABEL_KEY} bytes", field="labels")
+        if len(value.encode()) > LABEL_VALUE:
+            raise Invalid(f"value of label {key!r}: at most {LABEL_VALUE} bytes", field="labels")
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    """Invalid if a name cannot be an environment variable, or all is too large."""
+    if len(env) > ENV_ENTRIES:
+        raise Invalid(f"{len(env)} environment variables: there may be at most {ENV_ENTRIES}", field="env")
+    size = 0
+    for key, value in env.items():
+        if not re.fullmatch(r"[^=\0]{1,256}", key) or "\0" in value:
+            raise Invalid(f"environment variable {key[:20]!r}: a name has no '=', and neither has a NUL", field="env")
+        size += len(key.encode("utf-8", "surrogatepass")) + len(value.encode("utf-8", "surrogatepass"))
+    if size > ENV_BYTES:
+        raise Invalid(f"the environment has {size} bytes: there may be at most {ENV_BYTES}", field="env")

@@ -1,0 +1,1 @@
+"""Reads that several front doors use, always within the actor's organization."""

@@ -1,0 +1,59 @@
+"""Reads of sandboxes, within the actor's organization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from sandboxes import permissions, states
+from sandboxes.config import config
+from sandboxes.errors import NotFound
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState
+from sandboxes.permissions import Actor
+
+SHOWN_FOR = timedelta(days=1)
+"""How long a stopped sandbox stays listed; a workspace stays until it is deleted."""
+
+
+def sandbox_get(*, actor: Actor, public_id: str, action: str = "sandbox.view") -> Sandbox:
+    """The sandbox, for an actor who may do `action` with it. NotFound, also across organizations; Forbidden."""
+    sandbox = (
+        Sandbox.objects.filter(public_id=public_id, organization_id=actor.organization_id)
+        .exclude(state=SandboxState.DELETED)
+        .first()
+    )
+    if sandbox is None:
+        raise NotFound(f"there is no sandbox {public_id[:40]!r} in this organization")
+    permissions.require(actor, action, sandbox.organization_id)
+    return sandbox
+
+
+def sandbox_list(
+    *, actor: Actor, active: bool = False, kind: str = "", labels: Mapping[str, str] | None = None, limit: int = 200
+) -> list[Sandbox]:
+    """The organization's sandboxes, newest first: active ones, kept workspaces, and what stopped within a day."""
+    permissions.require(actor, "sandbox.view", actor.organization_id)
+    rows = Sandbox.objects.filter(organization_id=actor.organization_id).exclude(state=SandboxState.DELETED)
+    if active:
+        rows = rows.filter(state__in=states.ACTIVE)
+    else:
+        rows = rows.exclude(Q(state=SandboxState.STOPPED, kind=Kind.SANDBOX, stopped_at__lt=timezone.now() - SHOWN_FOR))
+    if kind:
+        rows = rows.filter(kind=kind)
+    found = rows.order_by("-created_at")
+    if not labels:
+        return list(found[:limit])
+    # In Python, because a key may hold any character and each database has another syntax for JSON paths.
+    matching = (row for row in found if all(row.labels.get(key) == value for key, value in labels.items()))
+    return [row for row, _ in zip(matching, range(limit), strict=False)]
+
+
+def quota(*, actor: Actor) -> tuple[int, int]:
+    """(used, limit) of the organization's concurrent sandboxes."""
+    organization = Organization.objects.get(pk=actor.organization_id)
+    limit = organization.quota_concurrent
+    used = Sandbox.objects.filter(organization_id=actor.organization_id, state__in=states.ACTIVE).count()
+    return used, config()["quota_concurrent"] if limit is None else limit

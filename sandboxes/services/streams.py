@@ -1,0 +1,175 @@
+"""Calls to the agent inside a sandbox's machine, and the wait until there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from sandboxes import permissions, runtime
+from sandboxes.database import in_thread
+from sandboxes.errors import Invalid, NotRunning, Unavailable
+from sandboxes.events import state_reason
+from sandboxes.models import Sandbox, SandboxState
+from sandboxes.permissions import AnyActor
+from vm.api import MachineState
+from vm.errors import MachineGone, VmError
+
+ENDED = (SandboxState.STOPPING, SandboxState.STOPPED, SandboxState.DELETED)
+
+
+class GuestFailed(Exception):
+    """The operation failed inside the guest; `error` is the SDK's error object. From a guest: not to be trusted."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(str(error.get("message", "")))
+        self.error = error
+
+
+class GuestInvalid(Exception):
+    """The agent did not accept the parameters; `issues` say which."""
+
+    def __init__(self, issues: list[dict[str, Any]]) -> None:
+        super().__init__("invalid parameters")
+        self.issues = issues
+
+
+class GuestUnknown(Exception):
+    """The agent has no such method."""
+
+
+class GuestCall:
+    """One call to the agent. Use it as a context manager: leaving gives up whatever has not ended by itself.
+
+    Every method raises Unavailable when the call broke off.
+    """
+
+    def __init__(self, call: runtime.GuestCall) -> None:
+        self._call = call
+
+    async def reply(self) -> Any:
+        """The call's value; GuestFailed, GuestInvalid, GuestUnknown. Once, and before reading output."""
+        with _translated():
+            record = await self._call.reply()
+        if "ok" in record:
+            return record["ok"]
+        if "unknown" in record:
+            raise GuestUnknown
+        if "invalid" in record:
+            issues = record["invalid"]
+            raise GuestInvalid([i for i in issues if isinstance(i, dict)][:100] if isinstance(issues, list) else [])
+        error = record["error"]
+        raise GuestFailed(error if isinstance(error, dict) else {})
+
+    async def read(self, limit: int = 65_536) -> bytes:
+        """Up to `limit` bytes of output; empty at its end."""
+        with _translated():
+            return await self._call.read(limit)
+
+    async def read_all(self, limit: int) -> bytes | None:
+        """The whole output, or None if it is more than `limit` bytes."""
+        pieces, size = [], 0
+        while piece := await self.read():
+            size += len(piece)
+            if size > limit:
+                return None
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def records(self) -> AsyncIterator[Any]:
+        """The records that follow the reply."""
+        with _translated():
+            async for record in self._call.records():
+                yield record
+
+    async def write(self, data: bytes) -> None:
+        """A part of the input, waiting while the agent has no room."""
+        with _translated():
+            await self._call.write(data)
+
+    async def end_input(self) -> None:
+        """No more input. Repeatable."""
+        with _translated():
+            await self._call.end_input()
+
+    async def abort(self) -> None:
+        """Give it up. Repeatable; never raises."""
+        await self._call.abort()
+
+    async def __aenter__(self) -> GuestCall:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._call.abort()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except VmError as error:
+        raise Unavailable(f"the machine's agent gave the call up: {error}") from error
+
+
+async def guest_call(
+    *,
+    sandbox: Sandbox,
+    method: str,
+    params: Mapping[str, Any] | None = None,
+    actor: AnyActor,
+    session: str | None = None,
+    more: bool = False,
+) -> GuestCall:
+    """Begin a call (docs/guest-protocol.md); `more` says that input follows.
+
+    NotRunning with the reason when there is no machine, Unavailable when it is silent, Invalid for a long request.
+    """
+    permissions.require(actor, "sandbox.use", sandbox.organization_id)
+    try:
+        stream = await runtime.node().stream_open(sandbox.machine)
+        return GuestCall(await runtime.GuestCall.begin(stream, method, params, session=session, more=more))
+    except ValueError as error:
+        raise Invalid(str(error)) from error
+    except MachineGone:
+        await in_thread(sandbox.refresh_from_db)
+        raise NotRunning(_why(sandbox)) from None
+    except VmError as error:
+        raise Unavailable(f"the sandbox's machine cannot be reached: {error}") from error
+
+
+async def guest_ready(*, sandbox: Sandbox, timeout: float = 300) -> None:
+    """Return once the guest answers. NotRunning with the reason if it will not, Unavailable after `timeout` seconds."""
+    node = runtime.node()
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            info = await node.machine_wait(sandbox.machine, timeout=min(left, 20))
+        except MachineGone:
+            info = None
+        except VmError as error:
+            raise Unavailable(f"the sandbox's host does not answer: {error}") from error
+        if info is not None and info.state in (MachineState.READY, MachineState.LOST):
+            return
+        await in_thread(sandbox.refresh_from_db)
+        if sandbox.state in ENDED:
+            raise NotRunning(_why(sandbox))
+        if info is None or info.state is MachineState.STOPPED:
+            # Its row says why in a moment, or the machine is about to be made.
+            await asyncio.sleep(0.05)
+    raise Unavailable("the sandbox did not start in time")
+
+
+async def guest_gone(*, sandbox: Sandbox) -> NotRunning | None:
+    """The reason for a call that broke off, if its sandbox has ended."""
+    await in_thread(sandbox.refresh_from_db)
+    return NotRunning(_why(sandbox)) if sandbox.state in ENDED else None
+
+
+def _why(sandbox: Sandbox) -> str:
+    reason = state_reason(sandbox)
+    return f"the sandbox is not running: {reason}" if reason else f"the sandbox is {sandbox.state}"

@@ -1,0 +1,118 @@
+"""Signing in, the dashboard, tokens, members and themes, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Place, until
+
+
+def test_a_sign_in_link_works_once(place: Place, browser: Any) -> None:
+    """The first use signs in; the second says why it does not."""
+    link = place.login_link()
+    first = browser.new_context().new_page()
+    first.goto(link)
+    first.get_by_role("button", name="Sign in to Atoll").click()
+    expect(first.get_by_role("heading", name="Sandboxes")).to_be_visible()
+
+    second = browser.new_context().new_page()
+    second.goto(link)
+    expect(second.get_by_role("heading", name="This link does not work any more")).to_be_visible()
+    first.context.close()
+    second.context.close()
+
+
+def test_a_stranger_is_sent_to_sign_in_and_a_wrong_password_is_refused(place: Place, browser: Any) -> None:
+    page = browser.new_context(base_url=place.url).new_page()
+    page.goto("/tokens")
+    assert "/login?next=/tokens" in page.url
+    page.get_by_label("Email address").fill("nobody@home.example")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("do not fit together")
+    page.context.close()
+
+
+def test_a_token_is_shown_once_and_can_be_revoked(page: Page, place: Place, complaints: list[str]) -> None:
+    """What is shown opens the API; after the revocation it does not."""
+    page.goto("/tokens")
+    page.get_by_role("button", name="New token").first.click()
+    page.get_by_label("Name").fill("Browser test")
+    page.get_by_role("button", name="Create token").click()
+    secret = page.get_by_test_id("token-secret").inner_text()
+    assert secret.startswith("ddo_")
+    api = f"{place.url}/api/v1/sandboxes"
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert page.request.get(api, headers={**headers, "Cookie": ""}).status == 200
+    page.get_by_role("button", name="I have copied it").click()
+    expect(page.get_by_text(secret)).to_have_count(0)
+
+    page.get_by_role("row", name=re.compile("Browser test")).get_by_role("button", name="Revoke").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="Revoke").click()
+    expect(page.get_by_role("row", name=re.compile("Browser test"))).to_have_count(0)
+    assert page.request.get(api, headers={**headers, "Cookie": ""}).status == 401
+    assert all("401" in text for text in complaints)
+
+
+def test_somebody_can_be_invited_given_a_role_and_removed(page: Page) -> None:
+    page.goto("/members")
+    page.get_by_role("button", name="Invite").click()
+    page.get_by_label("Email address").fill("grace@home.example")
+    page.get_by_role("radio", name="Viewer").check()
+    page.get_by_role("dialog").get_by_role("button", name="Invite").click()
+    expect(page.get_by_role("region", name="Sign-in link")).to_contain_text("/login/")
+    row = page.get_by_role("row", name=re.compile("grace@home.example"))
+    expect(row.get_by_role("combobox")).to_have_value("viewer")
+    row.get_by_role("combobox").select_option("admin")
+    page.reload()
+    expect(row.get_by_role("combobox")).to_have_value("admin")
+    row.get_by_role("button", name="Remove").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="Remove").click()
+    expect(row).to_have_count(0)
+
+
+def test_the_dashboard_follows_a_machine_live(page: Page, machine: str, place: Place) -> None:
+    """A second page sees creation, stop with its reason, start and deletion without being reloaded."""
+    page.goto("/")
+    other = page.context.new_page()
+    other.goto("/")
+    other.get_by_role("button", name="New workspace").first.click()
+    other.get_by_label("Name").fill("Seen live")
+    other.get_by_role("button", name="Create workspace").click()
+    row = page.get_by_role("row", name=re.compile("Seen live"))
+    expect(row.get_by_text("Running")).to_be_visible()
+    expect(row).to_contain_text("1280 MiB")
+    other.close()
+
+    row.get_by_role("button", name="Stop Seen live").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="Stop").click()
+    expect(row).to_contain_text("stopped on request by")
+    row.get_by_role("button", name="Start").click()
+    expect(row.get_by_text("Running")).to_be_visible()
+    row.get_by_role("button", name="Delete Seen live").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
+    expect(row).to_have_count(0)
+
+
+def test_the_theme_follows_the_system_until_somebody_chooses(page: Page) -> None:
+    """Dark and light by preference; a choice is remembered and sent to the server."""
+    theme = "document.documentElement.dataset.theme"
+    page.goto("/tokens")
+    assert page.evaluate(theme) == "dark"
+    page.emulate_media(color_scheme="light")
+    until(lambda: page.evaluate(theme) == "light", "the theme did not follow the system")
+    page.get_by_role("button", name="Switch between dark and light").click()
+    assert page.evaluate(theme) == "dark"
+    page.reload()
+    assert page.evaluate(theme) == "dark"
+    assert 'data-theme="dark" data-theme-chosen' in page.request.get("/members").text()
+
+
+def test_what_is_not_there_says_so(page: Page) -> None:
+    answer = page.goto("/sandboxes/sbx_loc_00000000000000000000")
+    assert answer is not None
+    assert answer.status == 404
+    expect(page.get_by_role("heading", name="There is nothing at this address")).to_be_visible()

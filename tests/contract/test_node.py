@@ -1,0 +1,135 @@
+"""What vm.api.Node promises, held by the fake and by real machines alike."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from tests.live.nodes import BOOT, boot, spec
+from vm.api import MachineInfo, MachineState, Node, StopReason
+from vm.errors import MachineExists, MachineGone, StreamReset
+from vm.guest.calls import GuestCall, call
+
+
+@pytest.fixture
+async def machine(node: Node) -> str:
+    """A running machine, gone after the test."""
+    name = secrets.token_hex(16)
+    await boot(node, name, env={"GREETING": "hello"})
+    return name
+
+
+async def test_a_life_from_queue_to_oblivion(node: Node) -> None:
+    """Start, wait, get, list, stop, forget: each answers with the state the one before led to; changes are events."""
+    name = secrets.token_hex(16)
+    heard: list[MachineInfo] = []
+
+    async def listen() -> None:
+        async for info in node.events():
+            if info.machine == name:
+                heard.append(info)
+                if info.state is MachineState.STOPPED:
+                    return
+
+    async with asyncio.timeout(2 * BOOT), asyncio.TaskGroup() as group:
+        group.create_task(listen())
+        await asyncio.sleep(0.2)
+        assert (await node.machine_start(spec(name))).state is MachineState.QUEUED
+        with pytest.raises(MachineExists):
+            await node.machine_start(spec(name))
+        with pytest.raises(MachineExists):
+            await node.machine_forget(name)
+        ready = await node.machine_wait(name, timeout=BOOT)
+        assert (ready.state, ready.memory_mib, ready.vcpus) == (MachineState.READY, 512, 1)
+        assert name in [info.machine for info in await node.machine_list()]
+        assert (await node.machine_get(name)).state is MachineState.READY
+        stopped = await node.machine_stop(name)
+        assert (stopped.state, stopped.stop_reason) == (MachineState.STOPPED, StopReason.REQUESTED)
+    assert [info.state for info in heard][-3:] == [MachineState.STARTING, MachineState.READY, MachineState.STOPPED]
+    assert (await node.machine_stop(name)).state is MachineState.STOPPED
+    await node.machine_forget(name)
+    await node.machine_forget(name)
+    with pytest.raises(MachineGone):
+        await node.machine_get(name)
+
+
+async def test_what_is_unknown_is_gone(node: Node) -> None:
+    """Every verb about a machine that never was says MachineGone."""
+    name = secrets.token_hex(16)
+    with pytest.raises(MachineGone):
+        await node.machine_get(name)
+    with pytest.raises(MachineGone):
+        await node.machine_wait(name, timeout=0)
+    with pytest.raises(MachineGone):
+        await node.machine_stop(name)
+    with pytest.raises(MachineGone):
+        await node.stream_open(name)
+
+
+async def test_waiting_gives_up_in_time(node: Node) -> None:
+    """machine_wait returns the machine as it is when the time is up."""
+    name = secrets.token_hex(16)
+    await node.machine_start(spec(name))
+    info = await node.machine_wait(name, timeout=0.01)
+    assert info.state in (MachineState.QUEUED, MachineState.STARTING)
+    await node.machine_stop(name)
+    await node.machine_forget(name)
+
+
+async def test_streams_reach_the_agent(node: Node, machine: str) -> None:
+    """Calls run concurrently on streams of their own; bytes, ends and aborts arrive as they are meant."""
+    replies = await asyncio.gather(*(_ping(node, machine) for _ in range(20)))
+    assert all("ok" in reply for reply in replies)
+    assert await call(await node.stream_open(machine), "envGet", {"key": "GREETING"}) == {"ok": "hello"}
+    content = secrets.token_bytes(1_000_000)
+    where = (await call(await node.stream_open(machine), "makeTempFile", {}))["ok"]
+    async with await GuestCall.begin(
+        await node.stream_open(machine), "writeFile", {"path": where, "options": {}}, more=True
+    ) as writing:
+        await writing.write(content)
+        await writing.end_input()
+        assert "ok" in await writing.reply()
+    async with await GuestCall.begin(await node.stream_open(machine), "readFile", {"path": where}) as reading:
+        assert (await reading.reply())["ok"] == {"size": len(content)}
+        back = bytearray()
+        while data := await reading.read(10_000):
+            assert len(data) <= 10_000
+            back += data
+        assert back == content
+        assert await reading.read() == b""
+    given_up = await node.stream_open(machine)
+    await given_up.abort()
+    await given_up.abort()
+    with pytest.raises(StreamReset):
+        await given_up.read()
+    await node.machine_stop(machine)
+    with pytest.raises(MachineGone):
+        await node.stream_open(machine)
+    await node.machine_forget(machine)
+
+
+async def _ping(node: Node, machine: str) -> dict[str, object]:
+    return await call(await node.stream_open(machine), "ping")
+
+
+async def test_a_stop_breaks_what_is_open(node: Node, machine: str) -> None:
+    """Whoever reads from a machine that is stopped gets StreamReset, not silence."""
+    async with await GuestCall.begin(await node.stream_open(machine), "session", session="s", more=True) as session:
+        assert "ok" in await session.reply()
+        stopping = asyncio.ensure_future(node.machine_stop(machine))
+        async with asyncio.timeout(20):
+            with pytest.raises(StreamReset):
+                await session.read()
+        await stopping
+    await node.machine_forget(machine)
+
+
+async def test_the_host_says_how_it_is(node: Node) -> None:
+    """host_info has numbers that make sense."""
+    host = await node.host_info()
+    assert host.accelerator in ("kvm", "tcg")
+    assert host.cpus >= 1
+    assert 0 < host.memory_available <= host.memory_total
+    assert 0 < host.disk_free <= host.disk_total

@@ -1,0 +1,33 @@
+"""The doctor on this very host: it boots a machine, tries to get out of it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.installation import CHECKOUT
+
+pytestmark = pytest.mark.live
+
+
+def test_proves_that_a_guest_has_no_network() -> None:
+    """Every part of the host is judged, a machine boots, and its root reaches nothing."""
+    before = set(os.listdir("/run/netns")) if Path("/run/netns").exists() else set()
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(  # noqa: TID251
+        [sys.executable, "manage.py", "doctor"],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("isolation: a guest's root reached nothing", "routes: a guest has none", "name lookup: fails in"):
+        assert f"ok    {line}" in done.stdout, done.stdout
+    left = {name for name in os.listdir("/run/netns") if name not in before}
+    assert not {name for name in left if "doctor" in name}

@@ -1,0 +1,221 @@
+"""A whole installation as `make up` runs it, and what happens to it when its processes are killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from deno_sandbox import DenoDeploy
+
+from tests.installation import CHECKOUT, Installation, processes, reachable_directory
+
+# The SDK leaves its socket open when the server is killed under it
+pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+
+
+@pytest.fixture(scope="module")
+def installation() -> Iterator[Installation]:
+    """One installation for this module's tests, in their order."""
+    with reachable_directory() as place:
+        running = Installation(place / "data")
+        running.start()
+        yield running
+        running.stop()
+
+
+@pytest.fixture
+def sdk(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> DenoDeploy:
+    """The official SDK, pointed at it."""
+    for name, value in installation.client_environment().items():
+        monkeypatch.setenv(name, value)
+    return DenoDeploy()
+
+
+def until(condition: Callable[[], bool], what: str, patience: float = 60.0) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {patience:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+def listed(installation: Installation) -> list[dict[str, object]]:
+    answer = httpx.get(
+        f"{installation.url}/api/v1/sandboxes", headers={"Authorization": f"Bearer {installation.token}"}, timeout=10
+    )
+    rows: list[dict[str, object]] = answer.raise_for_status().json()
+    return rows
+
+
+def up(installation: Installation) -> bool:
+    try:
+        return httpx.get(f"{installation.url}/healthz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def kill(installation: Installation, word: str) -> None:
+    pids = processes(installation.data, word)
+    assert pids, f"no process of {word}"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_says_how_to_get_in(installation: Installation) -> None:
+    """What `up` prints has a sign-in link that works once, a token, and a snippet for the SDK."""
+    link = re.search(r"http://\S+/login/\S+", installation.output)
+    assert link is not None
+    assert installation.token.startswith("ddo_")
+    assert installation.token in installation.output
+    assert "from deno_sandbox import DenoDeploy" in installation.output
+    assert httpx.get(link[0], timeout=10).status_code == 200
+
+
+def test_the_environment_is_printed_for_the_running_server(installation: Installation, tmp_path: Path) -> None:
+    """`make -s env` prints exports that a shell takes, and fails with what to do while no server runs."""
+    lines = installation.command("client_env").splitlines()
+    assert f"export DENO_SANDBOX_ENDPOINT={installation.url}" in lines
+    assert f"export DENO_DEPLOY_TOKEN={installation.token}" in lines
+    other = {**installation.environment, "ATOLL_DATA": str(tmp_path)}
+    (tmp_path / "keys").mkdir()
+    argv = [sys.executable, "manage.py", "client_env"]
+    done = subprocess.run(argv, cwd=CHECKOUT, env=other, capture_output=True, text=True, check=False)  # noqa: TID251
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith('start it with "make up"')
+
+
+def test_a_second_start_is_refused_in_one_line(installation: Installation) -> None:
+    """Two supervisors on one data root would tear at the same machines."""
+    argv = [sys.executable, "manage.py", "up"]
+    done = subprocess.run(  # noqa: TID251
+        argv, cwd=CHECKOUT, env=installation.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "runs here already" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_clear_line(installation: Installation) -> None:
+    """The message names the port and the setting that changes it."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        data = installation.data.parent / "other"
+        other = {**installation.environment, "ATOLL_DATA": str(data), "ATOLL_PORT": str(port)}
+        argv = [sys.executable, "manage.py", "up"]
+        done = subprocess.run(argv, cwd=CHECKOUT, env=other, capture_output=True, text=True, check=False)  # noqa: TID251
+    assert done.returncode != 0
+    assert f"port {port} on 127.0.0.1 cannot be used" in done.stderr
+    assert f"ATOLL_PORT={port + 1}" in done.stderr
+
+
+def test_an_unreachable_data_root_is_one_clear_line(installation: Installation, tmp_path: Path) -> None:
+    """A place that the service user cannot reach is named, with what to do."""
+    tmp_path.chmod(0o700)
+    other = {**installation.environment, "ATOLL_DATA": str(tmp_path / "data")}
+    argv = [sys.executable, "manage.py", "up"]
+    done = subprocess.run(argv, cwd=CHECKOUT, env=other, capture_output=True, text=True, check=False)  # noqa: TID251
+    assert done.returncode != 0
+    assert "the user atoll may not pass through" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def owners(installation: Installation, word: str) -> set[str]:
+    return {Path(f"/proc/{pid}").owner() for pid in processes(installation.data, word)}
+
+
+def test_only_the_node_runs_as_root(installation: Installation, sdk: DenoDeploy) -> None:
+    """web and worker run as the service user, QEMU as its own."""
+    for word in ("manage.py web", "manage.py worker"):
+        assert owners(installation, word) == {"atoll"}
+    assert owners(installation, "manage.py node") == {"root"}
+    with sdk.sandbox.create():
+        assert owners(installation, "qemu-system") == {"atoll-qemu"}
+
+
+def test_kill_9_of_web_leaves_the_machines(installation: Installation, sdk: DenoDeploy) -> None:
+    """A sandbox with a duration outlives the web process, and is connected to again through the next one."""
+    with sdk.sandbox.create(timeout="10m") as sandbox:
+        sandbox.fs.write_text_file("kept.txt", "kept")
+        identity = sandbox.id
+        kill(installation, "manage.py web")
+        until(lambda: up(installation), "web is back")
+        with sdk.sandbox.connect(identity) as again:
+            assert again.fs.read_text_file("kept.txt") == "kept"
+            again.kill()
+
+
+def test_kill_9_of_web_ends_session_sandboxes(installation: Installation, sdk: DenoDeploy) -> None:
+    """A session sandbox whose connection died with web is ended, and says so."""
+    sandbox = sdk.sandbox.create().__enter__()
+    kill(installation, "manage.py web")
+    until(lambda: up(installation), "web is back")
+
+    def row() -> dict[str, object]:
+        return next(row for row in listed(installation) if row["id"] == sandbox.id)
+
+    until(lambda: row()["state"] == "stopped", "the session sandbox is stopped", 180)
+    assert row()["stop_reason"] == "session_ended"
+
+
+def test_kill_9_of_node_leaves_the_machines(installation: Installation, sdk: DenoDeploy) -> None:
+    """A machine and its processes go on without the node, and the next node adopts them."""
+    with sdk.sandbox.create(timeout="10m") as sandbox:
+        process = sandbox.spawn("bash", args=["-c", "for i in $(seq 600); do echo $i > /tmp/count; sleep 0.1; done"])
+        kill(installation, "manage.py node")
+
+        def answers() -> bool:
+            try:
+                return int(sandbox.fs.read_text_file("/tmp/count")) > 0
+            except Exception:
+                return False
+
+        until(answers, "the sandbox answers through the new node")
+        first = int(sandbox.fs.read_text_file("/tmp/count"))
+        until(lambda: int(sandbox.fs.read_text_file("/tmp/count").strip() or 0) > first, "its process goes on")
+        assert process.pid > 0
+        sandbox.kill()
+
+
+def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Installation, sdk: DenoDeploy) -> None:
+    """After the next start nothing runs that no row names, and every row says why it stopped."""
+    sandbox = sdk.sandbox.create().__enter__()
+    kill(installation, "manage.py up")
+    for word in ("manage.py node", "manage.py web", "manage.py worker", "qemu-system"):
+        for pid in processes(installation.data, word):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not processes(installation.data, "manage.py"), "all is dead")
+    installation.start()
+    until(lambda: all(row["state"] == "stopped" for row in listed(installation)), "every row is settled", 180)
+    row = next(row for row in listed(installation) if row["id"] == sandbox.id)
+    assert row["stop_reason"] in ("session_ended", "hypervisor_died", "machine_lost")
+    assert row["state_reason"]
+    assert processes(installation.data, "qemu-system") == []
+    assert namespaces(installation) == []
+
+
+def test_going_down_stops_all_in_order(installation: Installation, sdk: DenoDeploy) -> None:
+    """Sandboxes first, then worker, web and node; nothing is left running, mounted or in a namespace."""
+    sandbox = sdk.sandbox.create(timeout="10m").__enter__()
+    assert sandbox.id
+    installation.stop()
+    said = [line.split(" (")[0] for line in installation.output.splitlines()]
+    assert said[-4:] == ["1 sandbox stopped", "worker stopped", "web stopped", "node stopped"]
+    assert processes(installation.data, "") == []
+    assert namespaces(installation) == []
+    assert str(installation.data) not in Path("/proc/mounts").read_text()
+
+
+def namespaces(installation: Installation) -> list[str]:
+    """Names of network namespaces that belong to machines of this installation."""
+    known = {path.name for path in (installation.data / "machines").iterdir()}
+    return [name for name in os.listdir("/run/netns") if any(machine[:8] in name for machine in known)]

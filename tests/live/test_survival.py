@@ -1,0 +1,185 @@
+"""Machines outlive their node, which settles what it finds; a full disk and a hostile guest cost one machine only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.nodes import IMAGES, NodeProcess, boot, execute, spec, start_command
+from vm.api import MachineState, StopReason
+from vm.errors import NodeUnreachable
+from vm.host.run import run
+from vm.net.namespace import namespace_create
+from vm.net.nftables import closed
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[NodeProcess]:
+    running = NodeProcess()
+    running.start()
+    yield running
+    running.close()
+
+
+async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
+    """After kill -9 a machine runs on and is adopted; one that ended says so; what no record names is removed."""
+    node = process.client
+    kept, ended, begun = (secrets.token_hex(16) for _ in range(3))
+    await asyncio.gather(boot(node, kept), boot(node, ended))
+    await start_command(node, kept, "sh", "-c", "echo before > /tmp/mark; sleep 1000")
+    await asyncio.sleep(1)
+    await node.machine_start(spec(begun))
+    await asyncio.sleep(1.5)
+    process.kill()
+    with pytest.raises(NodeUnreachable):
+        await node.machine_list()
+    for pid in process.qemu_pids():
+        if ended.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, 9)
+    half = process.data / "machines" / secrets.token_hex(16)
+    half.mkdir()
+    (half / "root.qcow2").touch()
+    stray = f"atoll-{process.tag}-{secrets.token_hex(16)}"
+    await asyncio.to_thread(namespace_create, stray, closed())
+    await asyncio.to_thread(run, ["ip", "tuntap", "add", "dev", f"t{process.tag}ffff", "mode", "tap"])
+    (process.data / "run" / "agents" / "stray.sock").touch()
+
+    began = time.monotonic()
+    process.start()
+    info = await node.machine_wait(kept, timeout=20)
+    assert info.state is MachineState.READY
+    assert await execute(node, kept, "cat", "/tmp/mark") == (0, b"before\n")
+    assert time.monotonic() - began < 30
+    gone = await node.machine_get(ended)
+    assert (gone.state, gone.stop_reason) == (MachineState.STOPPED, StopReason.HYPERVISOR_DIED)
+    again = await node.machine_wait(begun, timeout=120)
+    assert again.state is MachineState.READY, again
+    assert not half.exists()
+    left = process.leftovers()
+    assert not any("stray" in item or stray in item or "ffff" in item for item in left), left
+    for machine in (kept, begun):
+        await node.machine_stop(machine)
+    for machine in (kept, ended, begun):
+        await node.machine_forget(machine)
+    assert process.leftovers() == []
+
+
+async def test_after_a_restart_of_the_host_everything_says_so(process: NodeProcess) -> None:
+    """A record of another boot of the host is STOPPED with HOST_RESTARTED, and its disk is kept."""
+    node = process.client
+    machine = secrets.token_hex(16)
+    await boot(node, machine)
+    process.kill()
+    for pid in process.qemu_pids():
+        os.kill(pid, 9)
+    record = process.data / "machines" / machine / "machine.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "boot_id": "another"}))
+    process.start()
+    info = await node.machine_get(machine)
+    assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.HOST_RESTARTED)
+    assert (process.data / "machines" / machine / "root.qcow2").exists()
+    assert process.leftovers() == []
+    await node.machine_forget(machine)
+
+
+async def test_a_second_node_is_refused(process: NodeProcess) -> None:
+    """Two nodes on one data directory: the second says which process has it, in one line."""
+    second = NodeProcess(process.data)
+    second.log = process.data / "second.log"
+    with pytest.raises(RuntimeError, match="another node"):
+        _start_alone(second)
+    assert process.process is not None
+    assert process.process.poll() is None
+
+
+def _start_alone(node: NodeProcess) -> None:
+    with node.log.open("wb") as log:
+        import sys
+
+        done = subprocess.Popen(
+            [sys.executable, "-m", "tests.live.node_main", str(node.data), "{}"], stdout=log, stderr=log
+        )
+        code = done.wait(timeout=30)
+    raise RuntimeError(f"{code}: {node.log.read_text()}")
+
+
+FLOODER = """
+import os, signal, time
+port = "/dev/" + [n for n in os.listdir("/sys/class/virtio-ports")
+                  if open(f"/sys/class/virtio-ports/{n}/name").read().strip() == "atoll.agent"][0]
+agent = int(os.popen("pgrep -P 1 | head -1").read())
+os.kill(agent, signal.SIGSTOP)
+fds = [f"/proc/{agent}/fd/{n}" for n in os.listdir(f"/proc/{agent}/fd")]
+fd = os.open([f for f in fds if os.path.realpath(f) == os.path.realpath(port)][0], os.O_WRONLY)
+garbage = os.urandom(1 << 20)
+while True:
+    try: os.write(fd, garbage)
+    except OSError: time.sleep(0.01)
+"""
+
+
+async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> None:
+    """Garbage on the channel without end: the node stays small and idle enough, another machine works, and it can be
+    stopped."""
+    node = process.client
+    good, bad = secrets.token_hex(16), secrets.token_hex(16)
+    await asyncio.gather(boot(node, good), boot(node, bad))
+    assert process.process is not None
+    before = _resident(process.process.pid)
+    await start_command(node, bad, "sudo", "python3", "-c", FLOODER)
+    await asyncio.sleep(15)
+    assert await execute(node, good, "echo", "fine") == (0, b"fine\n")
+    assert _resident(process.process.pid) - before < 16 * 2**20
+    stopped = await node.machine_stop(bad)
+    assert stopped.state is MachineState.STOPPED
+    await node.machine_stop(good)
+    for machine in (good, bad):
+        await node.machine_forget(machine)
+    assert process.leftovers() == []
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def small() -> Iterator[NodeProcess]:
+    """A node whose data directory is a disk of 300 MiB."""
+    place = Path(tempfile.mkdtemp(prefix="atoll-f-", dir="/tmp"))
+    run(["mount", "-t", "tmpfs", "-o", "size=300m", "none", place])
+    process = NodeProcess(place, disk_reserve_mib=16)
+    process.start()
+    yield process
+    asyncio.run(process._stop_all())
+    process.stop()
+    run(["umount", place])
+    place.rmdir()
+
+
+async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) -> None:
+    """A guest that fills the host's image disk stops with DISK_FULL; the node answers, and refuses what has no room."""
+    node = small.client
+    machine = secrets.token_hex(16)
+    await boot(node, machine)
+    await start_command(node, machine, "sh", "-c", "cat /dev/urandom > ~/filler; sync")
+    until = time.monotonic() + 90
+    while (info := await node.machine_get(machine)).state is not MachineState.STOPPED:
+        assert time.monotonic() < until, info
+        await asyncio.sleep(0.5)
+    assert info.stop_reason is StopReason.DISK_FULL, info
+    assert (await node.host_info()).disk_free < 16 * 2**20
+    assert small.leftovers() == []
+    await node.machine_forget(machine)
+    assert (await node.host_info()).disk_free > 200 * 2**20
+    assert IMAGES.exists()

@@ -1,0 +1,191 @@
+"""Tokens, sign-in links and members: secrets work once or until revoked, and one owner always remains."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from sandboxes.errors import Conflict, Forbidden, Invalid, InvalidToken, LinkUsed, NotFound
+from sandboxes.models import AuditEntry, Membership, Role, SignInLink, Token, User
+from sandboxes.services import accounts, members, organizations, tokens
+from tests.factories import Team
+from tests.sandboxes.services.test_lifecycle import in_parallel
+
+
+def member_id(team: Team, role: Role) -> int:
+    return Membership.objects.get(organization=team.organization, role=role).pk
+
+
+def test_token(home: Team) -> None:
+    """A token acts as its maker within its scopes; only its hash is kept, and its use is noted."""
+    token, secret = tokens.token_create(actor=home.member, name="ci")
+    assert secret.startswith("ddo_")
+    actor = tokens.token_actor(secret=secret)
+    assert (actor.role, actor.label, actor.scopes) == (
+        Role.MEMBER,
+        "member@home.example",
+        frozenset({"read", "sandboxes"}),
+    )
+    token.refresh_from_db()
+    assert token.last_used_at is not None
+    assert secret not in str(list(Token.objects.values()) + list(AuditEntry.objects.values()))
+
+
+def test_last_use_is_written_once_a_minute(home: Team) -> None:
+    """A busy token does not write a row with every call."""
+    token, secret = tokens.token_create(actor=home.member, name="ci")
+    tokens.token_actor(secret=secret)
+    Token.objects.filter(pk=token.pk).update(last_used_at=(recent := timezone.now() - timedelta(seconds=30)))
+    tokens.token_actor(secret=secret)
+    token.refresh_from_db()
+    assert token.last_used_at == recent
+
+
+def test_token_that_is_none(home: Team) -> None:
+    """Unknown, expired, revoked, and one whose owner left: all are the same error."""
+    token, secret = tokens.token_create(actor=home.member, name="a", expires_in_days=1)
+    Token.objects.filter(pk=token.pk).update(expires_at=timezone.now())
+    revoked, second = tokens.token_create(actor=home.member, name="b")
+    tokens.token_revoke(token_id=revoked.pk, actor=home.member)
+    _left, third = tokens.token_create(actor=home.admin, name="c")
+    members.member_remove(actor=home.owner, member_id=member_id(home, Role.ADMIN))
+    for bad in ("", "ddo_nothing", secret, second, third):
+        with pytest.raises(InvalidToken):
+            tokens.token_actor(secret=bad)
+
+
+def test_token_of_an_organization(home: Team, other: Team) -> None:
+    """It outlives its maker's membership and works in its own organization only."""
+    _token, secret = tokens.token_create(actor=home.admin, name="deploy", personal=False)
+    members.member_remove(actor=home.owner, member_id=member_id(home, Role.ADMIN))
+    assert tokens.token_actor(secret=secret, organization="home").organization_id == home.organization.pk
+    with pytest.raises(InvalidToken):
+        tokens.token_actor(secret=secret, organization="other")
+
+
+def test_token_is_not_a_ladder(home: Team) -> None:
+    """Nobody makes a token that may do more than he himself."""
+    with pytest.raises(Forbidden):
+        tokens.token_create(actor=home.member, name="x", personal=False)
+    with pytest.raises(Forbidden):
+        tokens.token_create(actor=home.admin, name="x", personal=False, role=Role.OWNER)
+    _token, secret = tokens.token_create(actor=home.owner, name="x", scopes=["organization"])
+    with pytest.raises(Forbidden):
+        tokens.token_create(actor=tokens.token_actor(secret=secret), name="y", scopes=["sandboxes"])
+    with pytest.raises(Invalid):
+        tokens.token_create(actor=home.owner, name="x", scopes=["everything"])
+
+
+def test_revoking(home: Team, other: Team) -> None:
+    """One's own, and anybody's as administrator; another organization's does not exist."""
+    token, _secret = tokens.token_create(actor=home.owner, name="x")
+    with pytest.raises(Forbidden):
+        tokens.token_revoke(token_id=token.pk, actor=home.member)
+    with pytest.raises(NotFound):
+        tokens.token_revoke(token_id=token.pk, actor=other.owner)
+    tokens.token_revoke(token_id=token.pk, actor=home.admin)
+    tokens.token_revoke(token_id=token.pk, actor=home.admin)
+    assert AuditEntry.objects.filter(action="token.revoke").count() == 1
+
+
+def test_sign_in_link(home: Team) -> None:
+    """It works once, within 15 minutes, and only its hash is kept."""
+    user = User.objects.get(email="owner@home.example")
+    secret = accounts.sign_in_link_create(user=user)
+    assert accounts.sign_in_link_valid(secret=secret)
+    assert accounts.sign_in_link_use(secret=secret) == user
+    assert not accounts.sign_in_link_valid(secret=secret)
+    with pytest.raises(LinkUsed):
+        accounts.sign_in_link_use(secret=secret)
+    late = accounts.sign_in_link_create(user=user)
+    SignInLink.objects.update(expires_at=timezone.now())
+    with pytest.raises(LinkUsed):
+        accounts.sign_in_link_use(secret=late)
+    assert secret not in str(list(SignInLink.objects.values()))
+
+
+def test_sign_in_link_in_a_race(home: Team) -> None:
+    """Of two who use it at once one gets in."""
+    secret = accounts.sign_in_link_create(user=User.objects.get(email="owner@home.example"))
+    results = in_parallel(lambda: accounts.sign_in_link_use(secret=secret), 4)
+    assert sorted(type(result).__name__ for result in results) == ["LinkUsed"] * 3 + ["User"]
+
+
+def test_invitation(home: Team) -> None:
+    """A link comes with a new account only: for one that exists it would be a way into it."""
+    membership, secret = members.member_invite(actor=home.admin, email="New@Example.org ", role=Role.MEMBER)
+    assert (membership.user.email, bool(secret)) == ("new@example.org", True)
+    User.objects.create_user("known@example.org")
+    _membership, none = members.member_invite(actor=home.admin, email="known@example.org", role=Role.VIEWER)
+    assert none is None
+    with pytest.raises(Conflict):
+        members.member_invite(actor=home.admin, email="new@example.org", role=Role.MEMBER)
+    with pytest.raises(Forbidden):
+        members.member_invite(actor=home.admin, email="x@example.org", role=Role.OWNER)
+    with pytest.raises(Invalid):
+        members.member_invite(actor=home.admin, email="nobody", role=Role.MEMBER)
+
+
+def test_last_owner_stays(home: Team) -> None:
+    """The last owner neither leaves nor becomes something else; with a second one he may."""
+    last = member_id(home, Role.OWNER)
+    with pytest.raises(Conflict):
+        members.member_remove(actor=home.owner, member_id=last)
+    with pytest.raises(Conflict):
+        members.member_change(actor=home.owner, member_id=last, role=Role.ADMIN)
+    members.member_change(actor=home.owner, member_id=member_id(home, Role.ADMIN), role=Role.OWNER)
+    members.member_remove(actor=home.owner, member_id=last)
+
+
+def test_two_owners_cannot_remove_each_other(home: Team) -> None:
+    """Of two owners who leave at once one stays."""
+    members.member_change(actor=home.owner, member_id=member_id(home, Role.ADMIN), role=Role.OWNER)
+    owners = iter(list(Membership.objects.filter(organization=home.organization, role=Role.OWNER)))
+
+    def leave() -> None:
+        membership = next(owners)
+        members.member_remove(
+            actor=accounts.actor_of(user=User.objects.get(pk=membership.user_id), membership=membership),
+            member_id=membership.pk,
+        )
+
+    results = in_parallel(leave, 2)
+    assert sorted(type(result).__name__ for result in results) == ["Conflict", "NoneType"]
+
+
+def test_roles_of_members(home: Team, other: Team) -> None:
+    """A member changes nobody, an administrator no owner, and nobody another organization's members."""
+    with pytest.raises(Forbidden):
+        members.member_change(actor=home.member, member_id=member_id(home, Role.VIEWER), role=Role.MEMBER)
+    with pytest.raises(Forbidden):
+        members.member_change(actor=home.admin, member_id=member_id(home, Role.MEMBER), role=Role.OWNER)
+    with pytest.raises(Forbidden):
+        members.member_remove(actor=home.admin, member_id=member_id(home, Role.OWNER))
+    with pytest.raises(NotFound):
+        members.member_remove(actor=home.owner, member_id=member_id(other, Role.VIEWER))
+    members.member_remove(actor=home.viewer, member_id=member_id(home, Role.VIEWER))
+
+
+def test_organization(home: Team) -> None:
+    """Whoever makes one owns it; slugs are unique and well-formed."""
+    user = User.objects.get(email="viewer@home.example")
+    organization = organizations.organization_create(user=user, slug="second", name="Second")
+    assert accounts.actor_for_user(user=user, organization="second").role == Role.OWNER
+    with pytest.raises(Conflict):
+        organizations.organization_create(user=user, slug="second", name="Again")
+    for slug in ("", "-a", "a-", "A", "a" * 41, "a b"):
+        with pytest.raises(Invalid):
+            organizations.organization_create(user=user, slug=slug, name="x")
+    with pytest.raises(Forbidden):
+        organizations.organization_rename(actor=home.admin, name="New name")
+    assert organization.slug == "second"
+
+
+def test_preparing_twice_changes_nothing(home: Team) -> None:
+    """`make up` a second time finds what the first made."""
+    first = accounts.installation_prepare(email="a@b.example", organization="main")
+    entries = AuditEntry.objects.count()
+    assert accounts.installation_prepare(email="A@b.example", organization="main") == first
+    assert AuditEntry.objects.count() == entries

@@ -1,0 +1,58 @@
+"""A web process on a node in memory, for the suite: fake_server.py PORT prints one line of JSON when it is ready.
+
+Everything but the machine is what production runs; the turns of the worker are made on the loop of the web process,
+because a node in memory has no second process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+
+def main(port: int) -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ide.settings.base")
+    os.environ["ATOLL_PORT"] = str(port)
+    from pathlib import Path
+
+    Path(os.environ["ATOLL_DATA"], "db").mkdir(parents=True, exist_ok=True)
+    from django.core.management import call_command
+
+    from ide.asgi import application
+    from ide.server import serve
+
+    call_command("migrate", verbosity=0)
+    from sandboxes import reconcile, runtime
+    from tests.sdk.accounts import prepare
+    from vm.background import spawn
+    from vm.fake import FakeNode
+
+    node = FakeNode(boot_delay=float(os.environ.get("ATOLL_TEST_BOOT_DELAY", "0.2")))
+    runtime.use(lambda: node)
+    started = False
+
+    async def turns() -> None:
+        while True:
+            await asyncio.sleep(1)
+            await reconcile.expire()
+            await reconcile.reconcile()
+
+    async def with_turns(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        nonlocal started
+        if not started:
+            started = True
+            spawn(turns(), name="turns")
+        await application(scope, receive, send)
+
+    print(json.dumps(prepare()), flush=True)
+    try:
+        serve(with_turns, bind="127.0.0.1", port=port)
+    finally:
+        node.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

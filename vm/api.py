@@ -1,0 +1,174 @@
+"""The seam between machinery and everyone else: what a node can be asked, in types of ours.
+
+`vm.node.client.NodeClient` speaks it to a node process, `vm.fake.FakeNode` in memory; `tests/contract/` holds both to
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+type MachineId = str
+"""32 lower-case hex digits, made by the caller; never used for a second machine."""
+
+
+class MachineState(StrEnum):
+    """Where a machine is. QUEUED, STARTING -> READY -> STOPPED; STOPPED is kept until `machine_forget`."""
+
+    QUEUED = "queued"  # waits for one of the boot places
+    STARTING = "starting"  # domain being made, or guest booting
+    READY = "ready"  # the agent answers
+    LOST = "lost"  # runs, but the agent has not answered for a while; comes back to READY by itself
+    STOPPED = "stopped"  # no domain any more; `stop_reason` says why
+
+
+class StopReason(StrEnum):
+    """Why a machine is STOPPED, as far as the node knows."""
+
+    REQUESTED = "requested"  # machine_stop
+    GUEST_SHUTDOWN = "guest_shutdown"  # the guest powered itself off
+    GUEST_CRASHED = "guest_crashed"  # kernel panic, or QEMU reported a crash
+    HYPERVISOR_DIED = "hypervisor_died"  # QEMU was killed or failed
+    BOOT_FAILED = "boot_failed"  # the agent never answered, or the domain could not be made
+    HOST_RESTARTED = "host_restarted"  # the host booted meanwhile
+    DISK_FULL = "disk_full"  # the host's image disk had no room
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a started guest this sandbox and no other; delivered by the agent's `identity` call before READY."""
+
+    hostname: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What to start. Sizes in MiB and GiB; `image` is a recipe hash, empty for the node's newest."""
+
+    machine: MachineId
+    memory_mib: int
+    vcpus: int
+    disk_gib: int
+    identity: Identity
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo:
+    """One machine as the node sees it. Times are epoch seconds; `stages` maps a stage's name to its seconds."""
+
+    machine: MachineId
+    state: MachineState
+    memory_mib: int
+    vcpus: int
+    since: float
+    stop_reason: StopReason | None = None
+    detail: str = ""
+    queue_position: int = 0
+    cpu_seconds: float = 0.0
+    disk_bytes: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """The host in numbers; memory and disk in bytes."""
+
+    name: str
+    accelerator: str  # "kvm" or "tcg"
+    cpus: int
+    memory_total: int
+    memory_available: int
+    disk_total: int
+    disk_free: int
+    image: str
+    boot_id: str
+
+
+class ByteStream(Protocol):
+    """One stream to a guest's agent, both directions with back-pressure; not to be shared between readers."""
+
+    async def read(self, limit: int = 65_536) -> bytes:
+        """Up to `limit` bytes; empty at the peer's end. StreamReset if it broke off."""
+
+    async def write(self, data: bytes) -> None:
+        """Send, waiting while the peer has no room. StreamReset if it broke off."""
+
+    async def end(self) -> None:
+        """Send nothing more; reading goes on. Repeatable."""
+
+    async def abort(self) -> None:
+        """Give the stream up in both directions. Repeatable; never raises."""
+
+
+class Node(Protocol):
+    """A host that runs machines. Every call may raise NodeUnreachable, NotAllowed and HypervisorError."""
+
+    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+        """Queue a cold boot and return at once; a disk of that machine id is used again if one is there.
+
+        MachineExists while that machine is not STOPPED; HostFull, ImageMissing. Wait with `machine_wait`.
+        """
+
+    async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
+        """The machine once it is READY or STOPPED, or as it is after `timeout` seconds. MachineGone if unknown."""
+
+    async def machine_get(self, machine: MachineId) -> MachineInfo:
+        """The machine as it is now. MachineGone if the node never had it or was told to forget it."""
+
+    async def machine_list(self) -> list[MachineInfo]:
+        """Every machine the node knows, STOPPED ones included."""
+
+    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+        """Shut the gate, then end the guest (its disk is flushed first where it answers); the disk stays. Repeatable.
+
+        Returns when the domain is gone. MachineGone if unknown.
+        """
+
+    async def machine_forget(self, machine: MachineId) -> None:
+        """Remove a STOPPED machine with its disk and everything of it. Repeatable. MachineExists if it still runs."""
+
+    async def host_info(self) -> HostInfo:
+        """The host in numbers."""
+
+    async def stream_open(self, machine: MachineId) -> ByteStream:
+        """A new stream to the machine's agent: send one request on it (docs/guest-protocol.md).
+
+        Waits up to a few seconds for a machine in LOST; MachineGone when it is not running.
+        """
+
+    def events(self) -> AsyncIterator[MachineInfo]:
+        """Every state change from now on, until the caller stops; ends with NodeUnreachable when the node goes."""
+
+
+def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:
+    """The wire form of a MachineInfo: plain JSON types, keys as its fields."""
+    return {
+        "machine": info.machine,
+        "state": info.state.value,
+        "memory_mib": info.memory_mib,
+        "vcpus": info.vcpus,
+        "since": info.since,
+        "stop_reason": info.stop_reason.value if info.stop_reason else None,
+        "detail": info.detail,
+        "queue_position": info.queue_position,
+        "cpu_seconds": info.cpu_seconds,
+        "disk_bytes": info.disk_bytes,
+        "stages": dict(info.stages),
+    }
+
+
+def machine_info_from_json(data: Mapping[str, Any]) -> MachineInfo:
+    """The inverse of `machine_info_to_json`."""
+    reason = data["stop_reason"]
+    return MachineInfo(
+        **{
+            **data,
+            "state": MachineState(data["state"]),
+            "stop_reason": StopReason(reason) if reason else None,
+        }
+    )

@@ -1,0 +1,313 @@
+"""A node in memory whose machines have a real agent, run natively; failures on demand.
+
+For tests of the rings above: state, order and errors are as with a real node, calls to a guest are answered by the
+guest's own agent program over the guest's own channel, and booting takes `boot_delay` seconds instead of two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vm.api import (
+    ByteStream,
+    HostInfo,
+    MachineId,
+    MachineInfo,
+    MachineSpec,
+    MachineState,
+    StopReason,
+)
+from vm.errors import MachineExists, MachineGone, StreamReset, VmError
+from vm.guest.calls import call
+from vm.guest.channel import Channel
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_TURN = 0.005  # seconds between looks: waiting must work from any event loop, so nothing here belongs to one
+_LIVE = (MachineState.QUEUED, MachineState.STARTING, MachineState.READY, MachineState.LOST)
+
+
+class _Guest:
+    """The agent of one machine: a process on the host, in a scratch home of its own."""
+
+    def __init__(self, spec: MachineSpec, home: Path) -> None:
+        self._spec = spec
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._channel: Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        self._home.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vm.guest.agent", "--fd", str(theirs.fileno()), "--home", str(self._home)],
+                cwd=self._home,
+                env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._socket = ours
+
+    async def open(self) -> ByteStream:
+        """A new stream. The link belongs to one event loop; another loop takes it over, which resets its streams."""
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            self.start()
+        if self._channel is None or self._loop is not loop:
+            if self._channel is not None and self._loop is not None and not self._loop.is_closed():
+                # its keeper would fight with the new one for the link
+                asyncio.run_coroutine_threadsafe(self._channel.close(), self._loop)
+            self._channel, self._loop = Channel(self._connect), loop
+            identity = {"hostname": self._spec.identity.hostname, "env": dict(self._spec.identity.env)}
+            await call(await self._channel.open(timeout=20), "identity", {**identity, "time": time.time()})
+        return await self._channel.open(timeout=20)
+
+    async def _connect(self) -> socket.socket:
+        if self._socket is None:
+            raise OSError(0, "the agent is gone")
+        return self._socket.dup()
+
+    async def detach(self) -> None:
+        """Break every stream, as when the machine is gone; the process ends with its socket."""
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close()
+        self._channel = None
+        self.kill()
+
+    def kill(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@dataclass(slots=True)
+class _Machine:
+    spec: MachineSpec
+    info: MachineInfo
+    guest: _Guest
+    began: float = field(default_factory=time.monotonic)
+
+
+class FakeNode:
+    """The Node protocol of vm.api in memory. May be shared between event loops; `close` ends its processes.
+
+    `boot_delay` is what a boot takes, `boot_places` how many boot at a time; both may be changed at any time.
+    """
+
+    def __init__(self, *, boot_delay: float = 0.0, boot_places: int = 2, scratch: Path | None = None) -> None:
+        self.boot_delay = boot_delay
+        self.boot_places = boot_places
+        self._own_scratch = scratch is None
+        self._scratch = scratch or Path(tempfile.mkdtemp(prefix="atoll-fake-"))
+        self._machines: dict[MachineId, _Machine] = {}
+        self._failures: dict[str, deque[VmError]] = {}
+        self._history: list[MachineInfo] = []
+        self._down: VmError | None = None
+
+    # -- failures on demand
+
+    def fail_next(self, verb: str, error: VmError) -> None:
+        """The next call of `verb` (a method's name, such as "machine_start") raises `error`; may be queued up."""
+        self._failures.setdefault(verb, deque()).append(error)
+
+    def go_down(self, error: VmError | None) -> None:
+        """Every call raises `error` from now on, as with a node that is down; None brings it back."""
+        self._down = error
+
+    def fail_boot(self, machine: MachineId, reason: StopReason = StopReason.BOOT_FAILED, detail: str = "") -> None:
+        """End a machine that is QUEUED or STARTING."""
+        self._set(machine, MachineState.STOPPED, stop_reason=reason, detail=detail, queue_position=0)
+
+    def crash(self, machine: MachineId, reason: StopReason = StopReason.GUEST_CRASHED, detail: str = "") -> None:
+        """The machine stops by itself; its streams break off."""
+        self._machines[machine].guest.kill()
+        self._set(machine, MachineState.STOPPED, stop_reason=reason, detail=detail)
+
+    def lose(self, machine: MachineId) -> None:
+        """The machine runs but its agent no longer answers, until `find`."""
+        self._set(machine, MachineState.LOST)
+
+    def find(self, machine: MachineId) -> None:
+        """A lost machine answers again."""
+        self._set(machine, MachineState.READY)
+
+    def disk(self, machine: MachineId) -> Path:
+        """The directory that stands for the machine's home; kept until `machine_forget`."""
+        return self._machines[machine].guest._home
+
+    def close(self) -> None:
+        """End every agent and remove what they wrote."""
+        for machine in self._machines.values():
+            machine.guest.kill()
+        self._machines.clear()
+        if self._own_scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    # -- the protocol
+
+    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_start")
+        known = self._machines.get(spec.machine)
+        if known is not None and known.info.state in _LIVE:
+            raise MachineExists(f"machine {spec.machine} is {known.info.state}")
+        info = MachineInfo(
+            machine=spec.machine,
+            state=MachineState.QUEUED,
+            memory_mib=spec.memory_mib,
+            vcpus=spec.vcpus,
+            since=time.time(),
+        )
+        self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine))
+        self._history.append(info)
+        self._advance()
+        return info
+
+    async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_wait")
+        until = time.monotonic() + timeout
+        while True:
+            info = self._get(machine).info
+            if info.state in (MachineState.READY, MachineState.STOPPED) or time.monotonic() >= until:
+                return info
+            await asyncio.sleep(_TURN)
+
+    async def machine_get(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_get")
+        return self._get(machine).info
+
+    async def machine_list(self) -> list[MachineInfo]:
+        """See vm.api.Node."""
+        self._enter("machine_list")
+        self._advance()
+        return [machine.info for machine in self._machines.values()]
+
+    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_stop")
+        known = self._get(machine)
+        if known.info.state in _LIVE:
+            self._set(machine, MachineState.STOPPED, stop_reason=StopReason.REQUESTED, queue_position=0)
+            await known.guest.detach()
+            self._advance()
+        return known.info
+
+    async def machine_forget(self, machine: MachineId) -> None:
+        """See vm.api.Node."""
+        self._enter("machine_forget")
+        known = self._machines.get(machine)
+        if known is None:
+            return
+        if known.info.state in _LIVE:
+            raise MachineExists(f"machine {machine} is {known.info.state}")
+        known.guest.kill()
+        shutil.rmtree(self.disk(machine), ignore_errors=True)
+        del self._machines[machine]
+
+    async def host_info(self) -> HostInfo:
+        """See vm.api.Node."""
+        self._enter("host_info")
+        disk = shutil.disk_usage(self._scratch)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return HostInfo(
+            name="fake",
+            accelerator="tcg",
+            cpus=os.cpu_count() or 1,
+            memory_total=memory,
+            memory_available=memory // 2,
+            disk_total=disk.total,
+            disk_free=disk.free,
+            image="0" * 16,
+            boot_id="00000000-0000-0000-0000-000000000000",
+        )
+
+    async def stream_open(self, machine: MachineId) -> ByteStream:
+        """See vm.api.Node."""
+        self._enter("stream_open")
+        known = self._get(machine)
+        for _ in range(40):
+            if known.info.state is not MachineState.LOST:
+                break
+            await asyncio.sleep(_TURN)
+        if known.info.state is MachineState.LOST:
+            raise StreamReset("the machine's agent does not answer")
+        if known.info.state is not MachineState.READY:
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        return await known.guest.open()
+
+    async def events(self) -> AsyncIterator[MachineInfo]:
+        """See vm.api.Node."""
+        self._enter("events")
+        seen = len(self._history)
+        while True:
+            if self._down is not None:
+                raise self._down
+            self._advance()
+            while seen < len(self._history):
+                seen += 1
+                yield self._history[seen - 1]
+            await asyncio.sleep(_TURN)
+
+    # -- inside
+
+    def _enter(self, verb: str) -> None:
+        if self._down is not None:
+            raise self._down
+        if self._failures.get(verb):
+            raise self._failures[verb].popleft()
+
+    def _get(self, machine: MachineId) -> _Machine:
+        self._advance()
+        try:
+            return self._machines[machine]
+        except KeyError:
+            raise MachineGone(f"no machine {machine} here") from None
+
+    def _advance(self) -> None:
+        """Let time pass: boots end after `boot_delay`, and queued machines take their places."""
+        now = time.monotonic()
+        for name, machine in list(self._machines.items()):
+            if machine.info.state is MachineState.STARTING and now - machine.began >= self.boot_delay:
+                self._set(name, MachineState.READY, stages={"queue": 0.0, "agent": round(now - machine.began, 3)})
+        for position, (name, machine) in enumerate(
+            [item for item in self._machines.items() if item[1].info.state is MachineState.QUEUED]
+        ):
+            booting = sum(other.info.state is MachineState.STARTING for other in self._machines.values())
+            if booting < self.boot_places:
+                machine.began = now
+                self._set(name, MachineState.STARTING, queue_position=0)
+            elif machine.info.queue_position != position + 1:
+                machine.info = replace(machine.info, queue_position=position + 1)
+        if self.boot_delay == 0 and any(
+            machine.info.state is MachineState.STARTING for machine in self._machines.values()
+        ):
+            self._advance()
+
+    def _set(self, machine: MachineId, state: MachineState, **changes: object) -> None:
+        known = self._machines[machine]
+        known.info = replace(known.info, state=state, since=time.time(), **changes)  # type: ignore[arg-type]
+        self._history.append(known.info)

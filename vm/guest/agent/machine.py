@@ -1,0 +1,123 @@
+"""The calls about the machine as a whole: who it is, what time it is, how full it is, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ctypes
+import os
+import time
+
+from vm.guest.agent.calls import Call, Methods
+from vm.guest.agent.errors import Refusal
+from vm.guest.agent.settings import Settings
+
+VERSION = 1
+_SKEW = 0.05  # seconds below which the clock is left alone: setting it is a jump for whoever measures
+_RNDADDENTROPY = 0x40085203
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Machine:
+    """Answers ping, identity, clock, usage and shutdown."""
+
+    def __init__(self, settings: Settings, environment: dict[str, str]) -> None:
+        self._started = time.monotonic()
+        self._real = settings.real
+        self._environment = environment
+
+    def declare(self, methods: Methods) -> None:
+        """Add the calls."""
+        methods.add("ping", self.ping)
+        methods.add("identity", self.identity, hostname="string", env="record?", time="number?", entropy="string?")
+        methods.add("clock", self.clock, time="number")
+        methods.add("usage", self.usage)
+        methods.add("shutdown", self.shutdown)
+
+    async def ping(self, call: Call) -> object:
+        """The agent's version and the seconds since it started."""
+        return {"version": VERSION, "uptime": round(time.monotonic() - self._started, 3)}
+
+    async def identity(
+        self, call: Call, hostname: str, env: dict[str, str] | None, time: float | None, entropy: str | None
+    ) -> None:
+        """Become this sandbox and no other; repeatable."""
+        if not 0 < len(hostname) <= 63 or not all(letter.isalnum() or letter == "-" for letter in hostname):
+            raise Refusal("TypeError", "hostname: 1 to 63 letters, digits and hyphens", "EINVAL")
+        try:
+            seed = base64.b64decode(entropy or "", validate=True)
+        except binascii.Error as error:
+            raise Refusal("TypeError", "entropy: not base64", "EINVAL") from error
+        self._environment.update(env or {})
+        if self._real:
+            if seed[16:]:
+                _add_entropy(seed[16:])
+            if time is not None:
+                _set_clock(time)
+            _set_name(hostname, seed)
+
+    async def clock(self, call: Call, time: float) -> object:
+        """Set the clock; says how far it was off, in seconds."""
+        return {"skew": _set_clock(time) if self._real else 0.0}
+
+    async def usage(self, call: Call) -> object:
+        """Memory, disk, load and processes."""
+        memory = _memory()
+        disk = os.statvfs("/")
+        return {
+            "memory_total": memory["MemTotal"],
+            "memory_available": memory["MemAvailable"],
+            "disk_total": disk.f_blocks * disk.f_frsize,
+            "disk_free": disk.f_bavail * disk.f_frsize,
+            "load": list(os.getloadavg()),
+            "processes": sum(name.isdecimal() for name in os.listdir("/proc")),
+        }
+
+    async def shutdown(self, call: Call) -> None:
+        """Flush every file system; the node ends the machine then."""
+        if self._real:
+            await asyncio.get_running_loop().run_in_executor(None, os.sync)
+
+
+def _memory() -> dict[str, int]:
+    memory = {}
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            name, value = line.split(":", 1)
+            memory[name] = int(value.split()[0]) * 1024
+    return memory
+
+
+def _set_clock(wanted: float) -> float:
+    skew = wanted - time.time()
+    if abs(skew) >= _SKEW:
+        time.clock_settime(time.CLOCK_REALTIME, wanted)
+    return round(skew, 6)
+
+
+def _add_entropy(seed: bytes) -> None:
+    # struct rand_pool_info: bits of entropy, size of the buffer, the buffer
+    block = (8 * len(seed)).to_bytes(4, "little") + len(seed).to_bytes(4, "little") + seed
+    with open("/dev/urandom", "wb", buffering=0) as pool:
+        _libc.ioctl(pool.fileno(), _RNDADDENTROPY, block)
+
+
+def _set_name(hostname: str, seed: bytes) -> None:
+    encoded = hostname.encode()
+    _libc.sethostname(encoded, len(encoded))
+    _write("/etc/hostname", f"{hostname}\n")
+    # sudo looks its host up: without a line of its own that would wait for a resolver
+    _write(
+        "/etc/hosts",
+        f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n",
+    )
+    if len(seed) >= 16:
+        # Bytes of its own, not those that went to the kernel: everybody may read this file
+        _write("/etc/machine-id", seed[:16].hex() + "\n")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,96 @@
+"""Makes what an installation needs on its host before any process starts: service users, directories, keys.
+
+Everything is made once and left alone afterwards; running it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import pwd
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm.host.run import run
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The unprivileged users: `service` runs web and worker, `machine` runs QEMU."""
+
+    service: str = "atoll"
+    machine: str = "atoll-qemu"
+
+
+def provision(*, data: Path, image_cache: Path, users: Users) -> None:
+    """Create users, directories and keys. PermissionError without root; OSError says a full or read-only disk."""
+    for name in (users.service, users.machine):
+        _user(name)
+    service = pwd.getpwnam(users.service)
+    root = (0, 0)
+    shared = (0, service.pw_gid)
+    own = (service.pw_uid, service.pw_gid)
+    _directory(data, 0o755, root)
+    _directory(data / "run", 0o755, root)
+    _directory(data / "keys", 0o750, shared)
+    _directory(data / "logs", 0o750, shared)
+    _directory(data / "machines", 0o711, root)
+    _directory(data / "libvirt", 0o711, root)
+    for name in ("db", "queue", "static", "uploads"):
+        _directory(data / name, 0o700, own)
+    image_cache.mkdir(parents=True, exist_ok=True)
+    _register(data, image_cache)
+    _key(data / "keys" / "secret_key", shared)
+    _key(data / "keys" / "node.key", shared)
+
+
+def roots(image_cache: Path) -> list[Path]:
+    """The data roots that use this image cache and are still there: several installations may share it."""
+    registered = [Path(entry.read_text()) for entry in (image_cache / ".roots").glob("*")]
+    return [data for data in registered if (data / "machines").is_dir()]
+
+
+def _register(data: Path, image_cache: Path) -> None:
+    place = image_cache / ".roots"
+    place.mkdir(exist_ok=True)
+    (place / hashlib.sha256(str(data).encode()).hexdigest()[:16]).write_text(str(data))
+
+
+def _user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        argv = ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+        try:
+            grp.getgrnam(name)
+            run([*argv, "--gid", name, name])
+        except KeyError:
+            run([*argv, "--user-group", name])
+
+
+def _directory(path: Path, mode: int, owner: tuple[int, int]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, *owner)
+    path.chmod(mode)
+
+
+def _key(path: Path, owner: tuple[int, int]) -> None:
+    if path.exists():
+        _hand_over(path, owner)
+        return
+    # Complete or not there: a half-written key would lock everybody out
+    fresh = path.with_suffix(".new")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_urlsafe(48))
+        file.flush()
+        os.fsync(file.fileno())
+    _hand_over(fresh, owner)
+    fresh.rename(path)
+
+
+def _hand_over(path: Path, owner: tuple[int, int]) -> None:
+    os.chown(path, *owner)
+    path.chmod(0o640)

@@ -1,0 +1,79 @@
+"""Domain XML from our own description of a machine. Pure, without decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+
+@dataclass(frozen=True, slots=True)
+class DomainPlan:
+    """Everything a domain is made of, decided already. `tb_cache_mib` bounds TCG's translations; unused with KVM."""
+
+    name: str
+    uuid: str
+    accelerator: str  # "kvm" or "tcg"
+    memory_mib: int
+    vcpus: int
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    disk: Path
+    agent_socket: Path
+    tap: str
+    mac: str
+    tb_cache_mib: int
+
+
+def domain(plan: DomainPlan) -> str:
+    """A machine without USB, graphics, balloon or serial console: disk, network card, channel and entropy only."""
+    kvm = plan.accelerator == "kvm"
+    root = ElementTree.Element("domain", type="kvm" if kvm else "qemu")
+    _add(root, "name", plan.name)
+    _add(root, "uuid", plan.uuid)
+    # A guest's memory does not belong in a core dump: it may hold anything
+    _add(root, "memory", str(plan.memory_mib), unit="MiB", dumpCore="off")
+    _add(root, "vcpu", str(plan.vcpus))
+    system = _add(root, "os")
+    _add(system, "type", "hvm", arch="x86_64", machine="q35")
+    _add(system, "kernel", str(plan.kernel))
+    _add(system, "initrd", str(plan.initrd))
+    _add(system, "cmdline", plan.cmdline)
+    features = _add(root, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    if not kvm:
+        _add(_add(features, "tcg"), "tb-cache", str(plan.tb_cache_mib), unit="MiB")
+    _add(root, "cpu", mode="host-passthrough" if kvm else "maximum")
+    _add(root, "clock", offset="utc")
+    # A guest that reboots itself, or whose kernel panics (panic=-1), has ended: it is not booted again behind our back
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        _add(root, event, "destroy")
+    devices = _add(root, "devices")
+    _add(devices, "controller", type="usb", index="0", model="none")
+    disk = _add(devices, "disk", type="file", device="disk")
+    # A full host disk pauses this machine and tells us, whatever else fails is the guest's to see
+    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", error_policy="enospace", discard="unmap")
+    _add(disk, "source", file=str(plan.disk))
+    _add(disk, "target", dev="vda", bus="virtio")
+    card = _add(devices, "interface", type="ethernet")
+    _add(card, "mac", address=plan.mac)
+    _add(card, "target", dev=plan.tap, managed="yes")
+    _add(card, "model", type="virtio")
+    _add(card, "rom", enabled="no")
+    # QEMU listens, so that the channel is there for whichever node process comes next
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="bind", path=str(plan.agent_socket))
+    _add(channel, "target", type="virtio", name="atoll.agent")
+    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    _add(devices, "memballoon", model="none")
+    _add(devices, "panic", model="isa")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: ElementTree.Element, tag: str, text: str | None = None, /, **attributes: str) -> ElementTree.Element:
+    element = ElementTree.SubElement(parent, tag, attributes)
+    element.text = text
+    return element

@@ -1,0 +1,138 @@
+"""Speaks the Node protocol of vm.api to a node process over its unix socket; used by sandboxes.runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vm.api import (
+    ByteStream,
+    HostInfo,
+    MachineId,
+    MachineInfo,
+    MachineSpec,
+    machine_info_from_json,
+)
+from vm.errors import BY_CODE, NodeUnreachable, VmError
+from vm.node import capability, wire
+
+_PATIENCE = 60.0  # for verbs that the node answers when the work is done, such as machine_stop
+
+
+class NodeClient:
+    """A node at `socket_path`; `key` signs capabilities: the key itself, or the file that holds it.
+
+    Each call is a connection of its own, so the client may be used from any event loop and needs no closing.
+    """
+
+    def __init__(self, socket_path: Path, key: Path | bytes, *, connect_timeout: float = 5.0) -> None:
+        self._socket = Path(socket_path)
+        self._key = key
+        self._connect_timeout = connect_timeout
+
+    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+        """See vm.api.Node."""
+        fields = asdict(spec)
+        fields["identity"]["env"] = dict(spec.identity.env)
+        return machine_info_from_json(await self._call("machine_start", spec.machine, {"spec": fields}))
+
+    async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
+        """See vm.api.Node."""
+        answer = await self._call("machine_wait", machine, {"timeout": timeout}, patience=timeout + 10)
+        return machine_info_from_json(answer)
+
+    async def machine_get(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        return machine_info_from_json(await self._call("machine_get", machine))
+
+    async def machine_list(self) -> list[MachineInfo]:
+        """See vm.api.Node."""
+        return [machine_info_from_json(info) for info in await self._call("machine_list", "")]
+
+    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        return machine_info_from_json(await self._call("machine_stop", machine))
+
+    async def machine_forget(self, machine: MachineId) -> None:
+        """See vm.api.Node."""
+        await self._call("machine_forget", machine)
+
+    async def host_info(self) -> HostInfo:
+        """See vm.api.Node."""
+        return HostInfo(**await self._call("host_info", ""))
+
+    async def stream_open(self, machine: MachineId) -> ByteStream:
+        """See vm.api.Node."""
+        answered = await self._ask("stream", machine, {}, patience=_PATIENCE)
+        return wire.ChunkStream(answered.reader, answered.writer)
+
+    async def events(self) -> AsyncIterator[MachineInfo]:
+        """See vm.api.Node."""
+        answered = await self._ask("events", "", {}, patience=_PATIENCE)
+        try:
+            while True:
+                try:
+                    yield machine_info_from_json(await wire.read_record(answered.reader))
+                except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                    raise NodeUnreachable("the node ended the connection") from error
+        finally:
+            answered.writer.transport.abort()
+
+    async def _call(
+        self, verb: str, machine: str, params: dict[str, Any] | None = None, *, patience: float = _PATIENCE
+    ) -> Any:
+        answered = await self._ask(verb, machine, params or {}, patience=patience)
+        answered.writer.close()
+        return answered.value
+
+    async def _ask(self, verb: str, machine: str, params: dict[str, Any], *, patience: float) -> _Answered:
+        """Connect, ask and get the node's ok; the connection stays open for what follows."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                reader, writer = await asyncio.open_unix_connection(str(self._socket), limit=wire.PIECE)
+        except (OSError, TimeoutError) as error:
+            raise NodeUnreachable(f"the node does not answer at {self._socket.name}: is it running?") from error
+        try:
+            token = capability.mint(
+                self._secret(), machine=machine, verbs=[verb], expires=time.time() + capability.LIFETIME
+            )
+            request = {"v": wire.VERSION, "verb": verb, "machine": machine, "capability": token, "params": params}
+            async with asyncio.timeout(patience):
+                writer.write(wire.record(request))
+                await writer.drain()
+                answer = await wire.read_record(reader)
+            if "error" in answer:
+                raise BY_CODE.get(answer["error"]["code"], VmError)(answer["error"]["detail"])
+            return _Answered(reader, writer, answer["ok"])
+        except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError) as error:
+            writer.transport.abort()
+            raise NodeUnreachable(f"the node gave no answer to {verb}") from error
+        except BaseException:
+            writer.transport.abort()
+            raise
+
+    def _secret(self) -> bytes:
+        # Read for each call: an installation's key may be made after this client
+        return self._key if isinstance(self._key, bytes) else read_key(self._key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    value: Any
+
+
+def read_key(path: Path) -> bytes:
+    """The signing key in the file at `path`. NodeUnreachable if there is none to read."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise NodeUnreachable(f"the node's key cannot be read: {error.strerror}") from error
+    if len(key) < 32:
+        raise NodeUnreachable(f"the node's key in {path.name} is too short to be one")
+    return key

@@ -1,0 +1,148 @@
+"""What the node knows about a machine, as it lies on disk: complete or not there, so a kill at any line is settled.
+
+Also the little the node itself must not forget: its installation's tag, and the number of the last tap.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vm.api import Identity, MachineId, MachineInfo, MachineSpec, MachineState, StopReason
+from vm.errors import HostFull
+from vm.storage.layout import Layout
+
+
+@dataclass(slots=True)
+class Record:
+    """One machine. `boots` counts attempts to start it since it was asked for."""
+
+    spec: MachineSpec
+    image: str
+    state: MachineState
+    since: float
+    boot_id: str
+    domain: str
+    namespace: str
+    tap: str = ""
+    boots: int = 0
+    stop_reason: StopReason | None = None
+    detail: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    disk_bytes: int = 0
+
+    @property
+    def machine(self) -> MachineId:
+        """Its id."""
+        return self.spec.machine
+
+    def info(self, queue_position: int = 0) -> MachineInfo:
+        """As the world sees it."""
+        return MachineInfo(
+            machine=self.machine,
+            state=self.state,
+            memory_mib=self.spec.memory_mib,
+            vcpus=self.spec.vcpus,
+            since=self.since,
+            stop_reason=self.stop_reason,
+            detail=self.detail,
+            queue_position=queue_position,
+            cpu_seconds=self.cpu_seconds,
+            disk_bytes=self.disk_bytes,
+            stages=dict(self.stages),
+        )
+
+    def enter(self, state: MachineState, *, reason: StopReason | None = None, detail: str = "") -> None:
+        """Change the state."""
+        self.state = state
+        self.since = time.time()
+        self.stop_reason = reason
+        self.detail = detail[:1000]
+
+    def save(self, layout: Layout) -> None:
+        """Write it down, whole. HostFull if the disk is."""
+        layout.machine(self.machine).mkdir(mode=0o711, exist_ok=True)
+        write_whole(layout.record(self.machine), asdict(self))
+
+
+def spec_from_json(data: dict[str, Any]) -> MachineSpec:
+    """A MachineSpec from its wire form. TypeError, KeyError or ValueError if it is none."""
+    identity = data["identity"]
+    return MachineSpec(**{**data, "identity": Identity(hostname=identity["hostname"], env=dict(identity["env"]))})
+
+
+def record_load(path: Path) -> Record:
+    """The record in a file. ValueError if it is none."""
+    try:
+        data = json.loads(path.read_text())
+        reason = data["stop_reason"]
+        return Record(
+            **{
+                **data,
+                "spec": spec_from_json(data["spec"]),
+                "state": MachineState(data["state"]),
+                "stop_reason": StopReason(reason) if reason else None,
+            }
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no machine's record: {error}") from error
+
+
+def write_whole(path: Path, data: dict[str, Any]) -> None:
+    """Replace a file by `data` as JSON, or leave it as it is. HostFull on a full disk."""
+    fresh = path.with_suffix(".new")
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostFull(f"no room left on the disk of {path.parent}") from error
+        raise
+
+
+class Names:
+    """Names that belong to this installation on this host and to nothing else."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.state
+        try:
+            data = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            data = {"tag": secrets.token_hex(2), "taps": 0}
+            write_whole(self._path, data)
+        self._tag: str = data["tag"]
+        self._taps: int = data["taps"]
+
+    @property
+    def prefix(self) -> str:
+        """What our domains' and namespaces' names begin with."""
+        return f"atoll-{self._tag}-"
+
+    @property
+    def tap_prefix(self) -> str:
+        """What our taps' names begin with."""
+        return f"t{self._tag}"
+
+    def of(self, machine: MachineId) -> str:
+        """The name of a machine's domain and of its namespace."""
+        return f"{self.prefix}{machine}"
+
+    def next_tap(self) -> str:
+        """A tap name that was never used and never will be again. HostFull if that cannot be written down."""
+        # At destroy libvirt deletes whatever tap of that name it finds in the host's namespace: it must be no other's
+        write_whole(self._path, {"tag": self._tag, "taps": self._taps + 1})
+        self._taps += 1
+        return f"{self.tap_prefix}{self._taps:x}"

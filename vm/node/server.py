@@ -1,0 +1,318 @@
+"""The node process: one connection is one call, checked by peer and capability, and streams are relayed untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import pwd
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+from vm.api import ByteStream, MachineInfo, machine_info_to_json
+from vm.background import spawn
+from vm.errors import HypervisorError, NotAllowed, StreamReset, VmError
+from vm.host import kvm
+from vm.libvirt.connection import Connection, Event, QemuUser, open_embedded
+from vm.node import capability, wire
+from vm.node.client import read_key
+from vm.node.config import NodeConfig
+from vm.node.hostinfo import host_info
+from vm.node.lanes import Lanes
+from vm.node.machines import Machines
+from vm.node.reaper import reap_on_sigchld
+from vm.node.records import Names, spec_from_json
+from vm.node.settle import settle
+from vm.storage.images import image_find
+from vm.storage.layout import Layout
+
+log = logging.getLogger("atoll.node")
+
+_ASKING = 10.0  # seconds a peer has to say what it wants
+_CREDENTIALS = struct.Struct("3i")
+_FILES = 65_536
+
+
+class CannotServe(Exception):
+    """This node cannot run; the message is one line for people."""
+
+
+async def serve(config: NodeConfig) -> None:
+    """Run a node until SIGTERM or SIGINT; machines run on afterwards. CannotServe says why it did not start."""
+    layout = Layout(config.data)
+    if excess := layout.too_long():
+        raise CannotServe(f"the path {config.data} is {excess} characters too long for the sockets below it")
+    with _only_one(layout):
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        _bound_ourselves()
+        reap_on_sigchld()
+        lanes = Lanes()
+        try:
+            machines, accelerator = await _machines(config, layout, lanes)
+            try:
+                await settle(machines)
+                server = Server(config, machines, accelerator)
+                await server.run(stopping)
+            finally:
+                await machines.close()
+                machines.conn.close()
+        except VmError as error:
+            raise CannotServe(error.detail) from error
+        finally:
+            lanes.close()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                loop.remove_signal_handler(number)
+
+
+async def _machines(config: NodeConfig, layout: Layout, lanes: Lanes) -> tuple[Machines, str]:
+    layout.agents.mkdir(mode=0o711, parents=True, exist_ok=True)
+    names = Names(layout)
+    try:
+        user = pwd.getpwnam(config.machine_user)
+    except KeyError as error:
+        raise CannotServe(f"there is no user {config.machine_user}: `make up` makes it") from error
+    if config.accelerator:
+        accelerator = config.accelerator
+    else:
+        kernel = image_find(config.image_cache, config.image).kernel
+        found = await lanes.run("host", lambda: kvm.decide(kernel, layout.probe), deadline=60)
+        accelerator = "kvm" if found.usable else "tcg"
+        log.info("machines use %s: %s", accelerator, found.why)
+    loop = asyncio.get_running_loop()
+    machines: Machines
+
+    def told(event: Event) -> None:
+        loop.call_soon_threadsafe(lambda: machines.happened(event))
+
+    def connect() -> Connection:
+        kvm.let_in(config.machine_user)
+        if config.libvirt_uri:
+            return Connection(config.libvirt_uri, told)
+        return open_embedded(layout.libvirt, QemuUser(user.pw_name, user.pw_uid, user.pw_gid), told)
+
+    conn = await lanes.run("host", connect, deadline=60)
+    machines = Machines(config, layout, names, lanes, conn, accelerator)
+    return machines, accelerator
+
+
+@contextmanager
+def _only_one(layout: Layout) -> Iterator[None]:
+    layout.run.mkdir(parents=True, exist_ok=True)
+    layout.machines.mkdir(mode=0o711, parents=True, exist_ok=True)
+    with layout.lock.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            other = lock.read().strip()
+            raise CannotServe(f"another node (process {other}) runs on {layout.data} already") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _bound_ourselves() -> None:
+    # Identities carry people's environment variables: they must not end up in a core dump
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Server:
+    """Answers on the node's socket."""
+
+    def __init__(self, config: NodeConfig, machines: Machines, accelerator: str) -> None:
+        self._config = config
+        self._machines = machines
+        self._accelerator = accelerator
+        self._key = read_key(config.key_file)
+        try:
+            service = pwd.getpwnam(config.service_user)
+        except KeyError as error:
+            raise CannotServe(f"there is no user {config.service_user}: `make up` makes it") from error
+        self._allowed = {0, service.pw_uid}
+        self._group = service.pw_gid
+        self._calls: set[asyncio.Task[None]] = set()
+        self._verbs: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]] = {
+            "machine_start": self._machine_start,
+            "machine_wait": self._machine_wait,
+            "machine_get": self._machine_get,
+            "machine_list": self._machine_list,
+            "machine_stop": self._machine_stop,
+            "machine_forget": self._machine_forget,
+            "host_info": self._host_info,
+        }
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set."""
+        path = self._machines.layout.socket
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._accepted, str(path), limit=wire.PIECE, backlog=512)
+        finally:
+            os.umask(before)
+        os.chown(path, 0, self._group)
+        path.chmod(0o660)
+        log.info("serving at %s", path)
+        try:
+            await stopping.wait()
+        finally:
+            server.close()
+            path.unlink(missing_ok=True)
+            for task in list(self._calls):
+                task.cancel()
+            if self._calls:
+                await asyncio.wait(self._calls, timeout=5)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = spawn(self._served(reader, writer), name="node call")
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _served(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            try:
+                async with asyncio.timeout(_ASKING):
+                    request = await wire.read_record(reader)
+                self._require_allowed(writer, request)
+                await self._answer(request, reader, writer)
+            except VmError as error:
+                writer.write(wire.record({"error": {"code": error.code, "detail": error.detail}}))
+                await writer.drain()
+            except (KeyError, TypeError, ValueError) as error:
+                detail = f"the request is not understood: {type(error).__name__} {error}"
+                writer.write(wire.record({"error": {"code": HypervisorError.code, "detail": detail[:500]}}))
+                await writer.drain()
+            writer.close()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            pass  # the peer went away, or never said anything
+        finally:
+            if not writer.transport.is_closing():
+                writer.transport.abort()
+
+    def _require_allowed(self, writer: asyncio.StreamWriter, request: dict[str, Any]) -> None:
+        peer: socket.socket = writer.get_extra_info("socket")
+        _pid, uid, _gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in self._allowed:
+            raise NotAllowed(f"the user {uid} may not talk to this node")
+        if request["v"] != wire.VERSION:
+            raise HypervisorError(f"this node speaks version {wire.VERSION}, not {request['v']}")
+        capability.require(self._key, request["capability"], machine=request["machine"], verb=request["verb"])
+
+    async def _answer(
+        self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        verb, machine, params = request["verb"], request["machine"], request["params"]
+        if verb == "stream":
+            await self._stream(machine, reader, writer)
+        elif verb == "events":
+            await self._events(reader, writer)
+        elif verb in self._verbs:
+            answer = await self._verbs[verb](machine, params)
+            writer.write(wire.record({"ok": answer}))
+            await writer.drain()
+        else:
+            raise HypervisorError(f"this node has no verb {verb}")
+
+    # -- verbs
+
+    async def _machine_start(self, machine: str, params: dict[str, Any]) -> Any:
+        spec = spec_from_json(params["spec"])
+        if spec.machine != machine:
+            raise NotAllowed("the capability is for another machine")
+        return machine_info_to_json(await self._machines.start(spec))
+
+    async def _machine_wait(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.wait(machine, float(params["timeout"])))
+
+    async def _machine_get(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.get(machine))
+
+    async def _machine_list(self, machine: str, params: dict[str, Any]) -> Any:
+        return [machine_info_to_json(info) for info in await self._machines.list()]
+
+    async def _machine_stop(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.stop(machine))
+
+    async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
+        await self._machines.forget(machine)
+
+    async def _host_info(self, machine: str, params: dict[str, Any]) -> Any:
+        return asdict(host_info(self._config, self._accelerator))
+
+    # -- connections that stay
+
+    async def _events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with self._machines.subscription() as changes:
+            # Subscribed before the ok: what happens after it is not missed
+            following = spawn(self._follow(changes, writer), name="node events")
+            leaving = spawn(_until_gone(reader), name="node events peer")
+            try:
+                await asyncio.wait([following, leaving], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                following.cancel()
+                leaving.cancel()
+                await asyncio.wait([following, leaving])
+
+    async def _follow(self, changes: asyncio.Queue[MachineInfo | None], writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            writer.write(wire.record({"ok": None}))
+            while (info := await changes.get()) is not None:
+                writer.write(wire.record(machine_info_to_json(info)))
+                await writer.drain()
+
+    async def _stream(self, machine: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        guest = await self._machines.open_stream(machine)
+        try:
+            writer.write(wire.record({"ok": None}))
+            await relay(wire.ChunkStream(reader, writer), guest)
+        finally:
+            await guest.abort()
+
+
+async def relay(peer: ByteStream, guest: ByteStream) -> None:
+    """Carry bytes both ways until both have ended, or either broke off; then both are. Holds one piece each way."""
+    to_guest = spawn(_carry(peer, guest), name="relay to guest")
+    to_peer = spawn(_carry(guest, peer), name="relay to peer")
+    under_way = {to_guest, to_peer}
+    whole = True
+    try:
+        while under_way and whole:
+            done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            whole = all(way.result() for way in done)
+    finally:
+        for way in under_way:
+            way.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+        await guest.abort()
+        await peer.abort()
+
+
+async def _carry(source: ByteStream, sink: ByteStream) -> bool:
+    """Carry one way; False if it broke off."""
+    try:
+        while data := await source.read(wire.PIECE):
+            await sink.write(data)
+        await sink.end()
+    except StreamReset:
+        return False
+    return True
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    with suppress(OSError):
+        await reader.read(1)

@@ -1,0 +1,79 @@
+"""The one place that knows where things lie below a node's data directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm.api import MachineId
+
+# A unix socket's path has 107 bytes; the longest of ours is libvirt's monitor socket, see `Layout.too_long`.
+_SOCKET_PATH = 107
+_LONGEST = "libvirt/lib/qemu/domain-99999-atoll-0123456789abcd/monitor.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below `data`. What belongs to one machine is `machine(id)`, its socket, and nothing else."""
+
+    data: Path
+
+    @property
+    def machines(self) -> Path:
+        """One directory for each machine the node knows."""
+        return self.data / "machines"
+
+    @property
+    def state(self) -> Path:
+        """What the node itself must not forget: the installation's tag, the last tap number."""
+        return self.machines / "node.json"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and the lock."""
+        return self.data / "run"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one node process of this data directory."""
+        return self.run / "node.lock"
+
+    @property
+    def socket(self) -> Path:
+        """Where the node listens."""
+        return self.run / "node.sock"
+
+    @property
+    def agents(self) -> Path:
+        """The machines' channels, as unix sockets that QEMU listens on."""
+        return self.run / "agents"
+
+    @property
+    def probe(self) -> Path:
+        """What the probe guest said about this host since it booted."""
+        return self.machines / "accelerator.json"
+
+    @property
+    def libvirt(self) -> Path:
+        """Root of libvirt's embedded driver."""
+        return self.data / "libvirt"
+
+    def machine(self, machine: MachineId) -> Path:
+        """The directory of one machine."""
+        return self.machines / machine
+
+    def record(self, machine: MachineId) -> Path:
+        """What the node knows about it, as JSON; a directory without one is half-made."""
+        return self.machine(machine) / "machine.json"
+
+    def disk(self, machine: MachineId) -> Path:
+        """Its root disk."""
+        return self.machine(machine) / "root.qcow2"
+
+    def agent(self, machine: MachineId) -> Path:
+        """Its channel's socket."""
+        return self.agents / f"{machine}.sock"
+
+    def too_long(self) -> int:
+        """By how many bytes the data directory's path exceeds what unix sockets below it allow; 0 if it fits."""
+        return max(0, len(str(self.data / _LONGEST).encode()) - _SOCKET_PATH)
