@@ -63,7 +63,7 @@ class Rig {
   }
 
   draw(): void {
-    for (const drawn of this.pending.splice(0)) drawn();
+    while (this.pending.length) this.pending.shift()?.();
   }
 }
 
@@ -99,6 +99,23 @@ test("bytes are acknowledged when drawn, every 64 KiB", () => {
   expect(rig.wire.texts.at(-1)).toEqual({ type: "ack", offset: 1000 + ACK_EVERY + 1 });
 });
 
+test("what arrives while the screen draws is written at once", () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  for (const piece of ["a", "b", "c"]) rig.wire.events.bytes(bytes(piece));
+  expect(rig.shown).toBe("a");
+  rig.pending.shift()?.();
+  expect(rig.shown).toBe("abc");
+  expect(rig.pending.length).toBe(1);
+  for (let piece = 0; piece < 9; piece++) rig.wire.events.bytes(new Uint8Array(65_536));
+  rig.pending.shift()?.();
+  expect(rig.shown.length).toBe(3 + 4 * 65_536);
+  rig.draw();
+  expect(rig.shown.length).toBe(3 + 9 * 65_536);
+  expect(rig.wire.texts.at(-1)).toEqual({ type: "ack", offset: 3 + 9 * 65_536 });
+});
+
 test("a dropped connection comes back to the same place without wiping the screen", async () => {
   const rig = new Rig("t1");
   rig.wire.events.open();
@@ -112,6 +129,7 @@ test("a dropped connection comes back to the same place without wiping the scree
   expect(rig.wire.texts[0]).toEqual({ type: "attach", id: "t1", cols: 80, rows: 24, offset: 4 });
   rig.wire.say({ type: "attached", id: "t1", offset: 4, end: 8, truncated: false });
   rig.wire.events.bytes(bytes("two"));
+  rig.draw();
   expect(rig.shown).toBe("one two");
   expect(rig.resets).toBe(0);
 });
@@ -126,6 +144,8 @@ test("output lost meanwhile wipes the screen and starts at a whole line", async 
   rig.wire.events.open();
   rig.wire.say({ type: "attached", id: "t1", offset: 9000, end: 9010, truncated: true });
   rig.wire.events.bytes(bytes("[31mcut\nnew"));
+  expect(rig.shown).toBe("old");
+  rig.draw();
   expect(rig.shown).toBe("new");
   expect(rig.resets).toBe(1);
 });

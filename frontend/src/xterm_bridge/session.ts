@@ -29,6 +29,8 @@ export interface SessionOptions {
   now?(): number;
 }
 
+/** Written to the screen at once: what arrives while it draws waits, so that a torrent costs few calls and frames. */
+const BATCH = 262_144;
 const PING_EVERY = 15_000;
 const SILENCE = 40_000;
 
@@ -50,6 +52,10 @@ export class TerminalSession {
   /** Up to here the screen is being rebuilt from kept output: what xterm answers to old queries must not be typed. */
   #replayUntil = 0;
   #skipToLine = false;
+  #waiting: Uint8Array<ArrayBuffer>[] = [];
+  #drawing = false;
+  /** The screen has to be reset, which must not happen while it draws what came before. */
+  #wipe = false;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -159,10 +165,12 @@ export class TerminalSession {
         this.#options.onId(message.id);
       }
       if (this.#drawn?.received !== message.offset) {
-        if (this.#drawn) this.#options.screen.reset();
+        this.#waiting = [];
+        this.#wipe = this.#drawn !== null;
         this.#drawn = new Drawn(message.offset);
         this.#replayUntil = message.end;
         this.#skipToLine = message.truncated && message.offset > 0;
+        this.#draw();
       }
       this.#typed.reset();
       this.#options.onStatus({ kind: "attached" });
@@ -187,17 +195,29 @@ export class TerminalSession {
     const drawn = this.#drawn;
     if (!drawn) return;
     drawn.receive(data.length);
-    const epoch = this.#epoch;
-    let shown = data;
     if (this.#skipToLine) {
       // Kept output may begin inside a character or an escape sequence; a line's start is a safe place.
       const line = data.indexOf(10);
-      shown = data.subarray(line + 1);
       this.#skipToLine = false;
-    }
-    this.#options.screen.write(shown, () => {
-      const offset = drawn.draw(data.length);
-      if (offset !== null && epoch === this.#epoch) this.#send({ type: "ack", offset });
+      drawn.draw(line + 1);
+      if (line + 1 < data.length) this.#waiting.push(data.subarray(line + 1));
+    } else this.#waiting.push(data);
+    this.#draw();
+  }
+
+  #draw(): void {
+    const drawn = this.#drawn;
+    if (this.#drawing || !drawn) return;
+    if (this.#wipe) this.#options.screen.reset();
+    this.#wipe = false;
+    const batch = joined(this.#waiting, BATCH);
+    if (!batch.length) return;
+    this.#drawing = true;
+    this.#options.screen.write(batch, () => {
+      this.#drawing = false;
+      const offset = drawn.draw(batch.length);
+      if (offset !== null && this.#attached && drawn === this.#drawn) this.#send({ type: "ack", offset });
+      this.#draw();
     });
   }
 
@@ -225,4 +245,24 @@ export class TerminalSession {
     });
     this.#retry = setTimeout(() => this.#connect(), wait);
   }
+}
+
+/** Takes pieces off the front of `pieces`, at least one and about `limit` bytes, as one. */
+function joined(pieces: Uint8Array<ArrayBuffer>[], limit: number): Uint8Array<ArrayBuffer> {
+  let count = 0;
+  let length = 0;
+  for (const piece of pieces) {
+    if (count && length + piece.length > limit) break;
+    count++;
+    length += piece.length;
+  }
+  const taken = pieces.splice(0, count);
+  if (taken.length === 1 && taken[0]) return taken[0];
+  const whole = new Uint8Array(length);
+  let at = 0;
+  for (const piece of taken) {
+    whole.set(piece, at);
+    at += piece.length;
+  }
+  return whole;
 }

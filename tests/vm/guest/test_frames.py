@@ -11,6 +11,8 @@ from vm.guest.frames import (
     MAGIC,
     MAX_PAYLOAD,
     MAX_STREAMS,
+    MAX_WIDE,
+    WIDE,
     WINDOW,
     Data,
     EchoScanner,
@@ -156,12 +158,52 @@ def test_sending_beyond_the_window_is_a_breach() -> None:
 
 
 def test_granting_more_than_a_window_is_a_breach() -> None:
-    """A peer cannot make the sender's window grow."""
+    """A peer cannot make the sender's window grow beyond a wide one."""
     host, _ = linked()
     number, _ = host.open()
 
     with pytest.raises(ProtocolError):
-        host.receive(HEADER.pack(number, Type.WINDOW, 0, 4) + (1).to_bytes(4, "big"))
+        host.receive(HEADER.pack(number, Type.WINDOW, 0, 4) + (WIDE - WINDOW + 1).to_bytes(4, "big"))
+
+
+def _moved(sender: Multiplexer, receiver: Multiplexer, number: int, size: int) -> None:
+    while size:
+        piece = bytes(min(sender.room(number), MAX_PAYLOAD, size))
+        receiver.receive(sender.data(number, piece))
+        sender.receive(receiver.consumed(number, len(piece)))
+        size -= len(piece)
+
+
+def test_much_data_widens_a_few_windows() -> None:
+    """Where much moves a window grows, in so many streams only; one that ends makes room for another."""
+    host, guest = linked()
+    numbers = []
+    for _ in range(MAX_WIDE + 1):
+        number, frame = host.open()
+        guest.receive(frame)
+        guest.receive(host.end(number))
+        _moved(guest, host, number, 4 * WIDE)
+        numbers.append(number)
+
+    rooms = [guest.room(number) for number in numbers]
+    assert min(rooms[:-1]) > WIDE * 3 // 4
+    assert rooms[-1] <= WINDOW
+    host.receive(guest.end(numbers[0]))
+    _moved(guest, host, numbers[-1], 2 * WINDOW)
+    assert guest.room(numbers[-1]) > WIDE * 3 // 4
+
+
+def test_sending_beyond_a_wide_window_is_a_breach() -> None:
+    """A wide window is a bound as well."""
+    host, guest = linked()
+    number, frame = host.open()
+    guest.receive(frame)
+    _moved(guest, host, number, 2 * WINDOW)
+
+    frame = HEADER.pack(number, Type.DATA, 0, MAX_PAYLOAD) + bytes(MAX_PAYLOAD)
+
+    with pytest.raises(ProtocolError, match="window"):
+        host.receive(frame * (WIDE // MAX_PAYLOAD + 1))
 
 
 def test_each_direction_ends_alone() -> None:

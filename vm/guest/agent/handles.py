@@ -15,7 +15,7 @@ from vm.guest.agent.workers import Workers
 
 LIMIT = 4096
 _READ_LIMIT = 1_048_576
-_PIECE = 524_288
+_PIECE = 1_048_576
 
 
 @dataclass(slots=True)
@@ -137,9 +137,9 @@ class Handles:
         written = 0
         with handle as fd:
             async with handle.turn:
-                while piece := await call.stream.read_all(_PIECE):
-                    await write_whole(self._workers, fd, piece)
-                    written += len(piece)
+                while pieces := await call.stream.read_many(_PIECE):
+                    await write_whole(self._workers, fd, pieces)
+                    written += sum(map(len, pieces))
         return {"bytesWritten": written}
 
     async def seek(self, call: Call, fileHandleId: int, offset: int, whence: int) -> object:

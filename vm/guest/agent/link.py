@@ -70,15 +70,21 @@ class Stream:
             finally:
                 self._reader = None
 
-    async def read_all(self, limit: int) -> bytes:
-        """Like `read`, but everything that is there already, up to `limit`. StreamGone."""
+    async def read_many(self, limit: int) -> list[bytes]:
+        """Like `read`, but everything that is there already, up to `limit`, in its pieces. StreamGone."""
         first = await self.read(limit)
+        if not first:
+            return []
         pieces, room = [first], limit - len(first)
-        while first and room and (piece := self._inbox.take(room)):
+        while room and (piece := self._inbox.take(room)):
             self._link.consumed(self.number, len(piece))
             pieces.append(piece)
             room -= len(piece)
-        return first if len(pieces) == 1 else b"".join(pieces)
+        return pieces
+
+    async def read_all(self, limit: int) -> bytes:
+        """What `read_many` gives, as one piece. StreamGone."""
+        return b"".join(await self.read_many(limit))
 
     async def read_exactly(self, count: int) -> bytes | None:
         """`count` bytes; None if the stream ended before. StreamGone."""
@@ -109,7 +115,7 @@ class Stream:
                     self._writer = None
                 continue
             piece = view[: min(room, MAX_PAYLOAD)]
-            link.send(link.mux.data(self.number, piece))
+            link.send_data(self.number, piece)
             view = view[len(piece) :]
 
     def end(self) -> None:
@@ -303,10 +309,24 @@ class Link:
     def send(self, frame: bytes) -> None:
         """Queue one whole frame (or nothing) and write what the descriptor takes."""
         if frame:
-            self._out.append(memoryview(frame))
-            self.unsent += len(frame)
+            self._queue(memoryview(frame))
             if not self._writing:
                 self._pump()
+
+    def _queue(self, view: memoryview) -> None:
+        self._out.append(view)
+        self.unsent += len(view)
+
+    def send_data(self, number: int, payload: memoryview) -> None:
+        """Queue one frame of data. Only its first segment is copied: `payload` must not change any more."""
+        header = self.mux.data_header(number, len(payload))
+        # The port takes each part of a vector by itself, so a header alone would cost more than the copy
+        first = min(len(payload), _SEGMENT - len(header))
+        self._queue(memoryview(b"".join((header, payload[:first]))))
+        if first < len(payload):
+            self._queue(payload[first:])
+        if not self._writing:
+            self._pump()
 
     def confuse(self) -> None:
         """Break the link that a predecessor of this process left: no frame can go on after so many bytes of ones."""
