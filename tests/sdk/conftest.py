@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,15 +40,6 @@ class Server:
 
     def rest(self, who: str = "home") -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.tokens[who]}"}, timeout=30)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _sdk_leaves_sockets() -> Iterator[None]:
-    """The Python SDK leaves its loop's transports to the garbage collector; that is no fault of what is tested here."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from vm.guest.agent.settings import Settings
 
 MAX_REQUEST = 4 * 2**20
 _MAX_FDS = 3
-_IGNORED_BY_AGENT = (
+IGNORED_BY_AGENT = (
     *(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
 )
@@ -332,7 +332,7 @@ def _child(request: dict[str, Any], fds: list[int], failed: int, settings: Setti
     about = "command"
     try:
         os.setsid()
-        for number in _IGNORED_BY_AGENT:
+        for number in IGNORED_BY_AGENT:
             signal.signal(number, signal.SIG_DFL)
         if settings.real:
             _try_write("/proc/self/oom_score_adj", b"0")
