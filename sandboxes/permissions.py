@@ -12,7 +12,7 @@ RANK = {Role.VIEWER: 0, Role.MEMBER: 1, Role.ADMIN: 2, Role.OWNER: 3}
 # Each action: the least role that may do it, and the scope a token needs for it.
 RULES: dict[str, tuple[Role, str]] = {
     "organization.view": (Role.VIEWER, "read"),
-    "organization.edit": (Role.OWNER, "organization"),
+    "organization.edit": (Role.ADMIN, "organization"),
     "member.list": (Role.VIEWER, "read"),
     "member.invite": (Role.ADMIN, "organization"),
     "member.change": (Role.ADMIN, "organization"),

@@ -17,6 +17,8 @@ NAME = 100
 LABELS = 5
 LABEL_KEY = 64
 LABEL_VALUE = 128
+ORGANIZATIONS = 20
+"""Organizations one person may own, because each has machines of its own."""
 ENV_ENTRIES = 256
 ENV_BYTES = 256 * 1024
 
@@ -29,6 +31,12 @@ def check_room(*, used: int, limit: int) -> None:
             used=used,
             limit=limit,
         )
+
+
+def check_owned(*, owned: int) -> None:
+    """Return if a person may own one more organization. QuotaExceeded otherwise."""
+    if owned >= ORGANIZATIONS:
+        raise QuotaExceeded(f"a person owns at most {ORGANIZATIONS} organizations", limit=ORGANIZATIONS)
 
 
 def check_memory(memory_mb: int) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from django import forms
 from django.contrib.auth import authenticate
 from django.http import HttpRequest
+from django.utils.text import slugify
 
+from sandboxes.errors import DomainError
 from sandboxes.models import User
 
 
@@ -33,3 +35,41 @@ class SignInForm(forms.Form):
             if self.user is None:
                 raise forms.ValidationError("That email address and password do not fit together.")
         return data
+
+
+class OrganizationForm(forms.Form):
+    """What an organization is called."""
+
+    name = forms.CharField(max_length=100, widget=forms.TextInput({"autocomplete": "organization"}))
+
+
+class NewOrganizationForm(OrganizationForm):
+    """A name, and a slug that is made of it where none is given."""
+
+    name = forms.CharField(
+        max_length=100, widget=forms.TextInput({"autocomplete": "off", "autofocus": True, "placeholder": "Tide Lab"})
+    )
+    slug = forms.CharField(
+        label="Short name",
+        required=False,
+        max_length=40,
+        help_text="What programs call it: a-z, 0-9 and hyphens, such as tide-lab. "
+        "It is made of the name if you leave it empty, and cannot be changed later.",
+        widget=forms.TextInput({"autocomplete": "off", "autocapitalize": "none", "spellcheck": "false"}),
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Fill in the slug."""
+        data: dict[str, Any] = super().clean() or {}
+        if data.get("name") and not data.get("slug"):
+            data["slug"] = slugify(data["name"])[:40].strip("-")
+            if not data["slug"]:
+                self.add_error("slug", "The name has no letters a-z to make it of: please choose one.")
+        return data
+
+
+def refused(form: forms.Form, error: DomainError) -> None:
+    """Show the domain's objection beside the field that it is about."""
+    field = error.fields.get("field")
+    sentence = error.message[:1].upper() + error.message[1:]
+    form.add_error(field if field in form.fields else None, f"{sentence}.")

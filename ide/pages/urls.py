@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from ide.pages import views
+from ide.pages import account, organizations, views
 
 app_name = "pages"
 
@@ -13,9 +13,11 @@ urlpatterns = [
     path("tokens", views.tokens, name="tokens"),
     path("members", views.members, name="members"),
     path("sandboxes/<str:sandbox>", views.workspace, name="workspace"),
-    path("organization", views.switch_organization, name="switch_organization"),
-    path("login", views.sign_in, name="sign_in"),
-    path("login/<str:secret>", views.sign_in_link, name="sign_in_link"),
-    path("logout", views.sign_out, name="sign_out"),
+    path("organization", organizations.settings, name="organization"),
+    path("organization/switch", organizations.switch, name="switch_organization"),
+    path("organizations/new", organizations.create, name="new_organization"),
+    path("login", account.sign_in, name="sign_in"),
+    path("login/<str:secret>", account.sign_in_link, name="sign_in_link"),
+    path("logout", account.sign_out, name="sign_out"),
     path("favicon.ico", views.favicon),
 ]

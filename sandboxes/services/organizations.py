@@ -1,4 +1,4 @@
-"""Organizations: made by a person who becomes their owner, renamed by an owner."""
+"""Organizations: made by a person who becomes their owner, renamed by owners and administrators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from sandboxes import audit, permissions
+from sandboxes import audit, permissions, quotas
 from sandboxes.errors import Conflict, Invalid
 from sandboxes.models import Membership, Organization, Role, User
 from sandboxes.permissions import Actor
@@ -16,10 +16,14 @@ SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
 def organization_create(*, user: User, slug: str, name: str) -> Organization:
-    """A new organization whose owner is `user`. Invalid for a malformed slug or name, Conflict if the slug is taken."""
+    """A new organization whose owner is `user`.
+
+    Invalid for a malformed slug or name, Conflict if the slug is taken, QuotaExceeded for somebody who owns many.
+    """
     if not SLUG.fullmatch(slug):
         raise Invalid("a slug has 1 to 40 of a-z, 0-9 and inner hyphens", field="slug")
     _check_name(name)
+    quotas.check_owned(owned=user.memberships.filter(role=Role.OWNER).count())
     try:
         with transaction.atomic():
             organization = Organization.objects.create(slug=slug, name=name.strip())
@@ -41,10 +45,15 @@ def organization_rename(*, actor: Actor, name: str) -> Organization:
     _check_name(name)
     with transaction.atomic():
         organization = Organization.objects.get(pk=actor.organization_id)
-        organization.name = name.strip()
+        before, organization.name = organization.name, name.strip()
         organization.save(update_fields=["name"])
         audit.record(
-            actor=actor, organization_id=organization.pk, action="organization.rename", target=organization.slug
+            actor=actor,
+            organization_id=organization.pk,
+            action="organization.rename",
+            target=organization.slug,
+            name=organization.name,
+            before=before,
         )
     return organization
 

@@ -74,6 +74,37 @@ def test_somebody_can_be_invited_given_a_role_and_removed(page: Page) -> None:
     expect(row).to_have_count(0)
 
 
+def test_an_organization_is_made_named_and_left_by_keyboard(page: Page, complaints: list[str]) -> None:
+    """The menu beside the name opens by an arrow key, and arrows go round in it."""
+    page.goto("/")
+    menu = page.get_by_label(re.compile("^Organization: "))
+    expect(menu).to_have_text("Home")
+    menu.focus()
+    for key in ("ArrowDown", "End", "Enter"):
+        page.keyboard.press(key)
+    expect(page.get_by_label("Name", exact=True)).to_be_focused()
+    page.keyboard.type("Tide Lab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").filter(has_text="Tide Lab is ready")).to_be_visible()
+    expect(page.get_by_text("No machines yet")).to_be_visible()
+
+    menu.click()
+    page.get_by_role("link", name="Settings of Tide Lab").click()
+    page.get_by_label("Name", exact=True).fill("Harbour")
+    page.get_by_role("button", name="Save").click()
+    expect(menu).to_have_text("Harbour")
+
+    menu.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    expect(menu).to_be_focused()
+    expect(page.get_by_role("button", name=re.compile("^Home"))).to_be_hidden()
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    expect(menu).to_have_text("Home")
+    assert complaints == []
+
+
 def test_the_dashboard_follows_a_machine_live(page: Page, machine: str, place: Place) -> None:
     """A second page sees creation, stop with its reason, start and deletion without being reloaded."""
     page.goto("/")

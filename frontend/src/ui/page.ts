@@ -40,6 +40,22 @@ export async function copy(text: string): Promise<boolean> {
   }
 }
 
+/** Arrow keys open a menu and go round in it; Tab and Enter are the browser's own. */
+function walk(menu: HTMLDetailsElement, event: KeyboardEvent): void {
+  const items = [...menu.querySelectorAll<HTMLElement>(".menu__item")];
+  const at = items.indexOf(document.activeElement as HTMLElement);
+  const next = {
+    ArrowDown: at + 1,
+    ArrowUp: at < 0 ? -1 : at - 1,
+    Home: menu.open ? 0 : undefined,
+    End: menu.open ? -1 : undefined,
+  }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  menu.open = true;
+  items.at(next % items.length)?.focus();
+}
+
 export function start(): void {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => {
     if (root.dataset.themeChosen === undefined) setTheme(event.matches ? "dark" : "light");
@@ -47,6 +63,12 @@ export function start(): void {
   for (const button of document.querySelectorAll("[data-theme-switch]"))
     button.addEventListener("click", switchTheme);
   const menus = [...document.querySelectorAll<HTMLDetailsElement>("details[data-pop]")];
+  for (const menu of menus) {
+    menu.addEventListener("keydown", (event) => walk(menu, event));
+    menu.addEventListener("focusout", (event) => {
+      if (event.relatedTarget && !menu.contains(event.relatedTarget as Node)) menu.open = false;
+    });
+  }
   document.addEventListener("click", (event) => {
     for (const menu of menus) if (!menu.contains(event.target as Node)) menu.open = false;
   });

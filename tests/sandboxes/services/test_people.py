@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from sandboxes.errors import Conflict, Forbidden, Invalid, InvalidToken, LinkUsed, NotFound
+from sandboxes.errors import Conflict, Forbidden, Invalid, InvalidToken, LinkUsed, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Membership, Role, SignInLink, Token, User
 from sandboxes.services import accounts, members, organizations, tokens
 from tests.factories import Team
@@ -178,9 +178,33 @@ def test_organization(home: Team) -> None:
     for slug in ("", "-a", "a-", "A", "a" * 41, "a b"):
         with pytest.raises(Invalid):
             organizations.organization_create(user=user, slug=slug, name="x")
-    with pytest.raises(Forbidden):
-        organizations.organization_rename(actor=home.admin, name="New name")
     assert organization.slug == "second"
+
+
+def test_organization_is_renamed(home: Team) -> None:
+    """By owners and administrators; the audit row has both names, and the slug stays."""
+    renamed = organizations.organization_rename(actor=home.admin, name=" Harbour ")
+    assert (renamed.name, renamed.slug) == ("Harbour", "home")
+    entry = AuditEntry.objects.get(action="organization.rename")
+    assert (entry.actor, entry.target, entry.detail) == (
+        "admin@home.example",
+        "home",
+        {"name": "Harbour", "before": "Home"},
+    )
+    with pytest.raises(Forbidden):
+        organizations.organization_rename(actor=home.member, name="Mine")
+    for name in ("", "   ", "x" * 101, "a\nb"):
+        with pytest.raises(Invalid):
+            organizations.organization_rename(actor=home.owner, name=name)
+
+
+def test_organizations_of_one_person_are_bounded(home: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has machines of its own, so nobody owns any number of them; being a member counts for nothing."""
+    monkeypatch.setattr("sandboxes.quotas.ORGANIZATIONS", 1)
+    user = User.objects.get(email="admin@home.example")
+    organizations.organization_create(user=user, slug="one", name="One")
+    with pytest.raises(QuotaExceeded):
+        organizations.organization_create(user=user, slug="two", name="Two")
 
 
 def test_preparing_twice_changes_nothing(home: Team) -> None:
