@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 from channels.security.websocket import WebsocketDenier
 from django.conf import settings
+from django.contrib.auth import get_user
 from django.db import DatabaseError
+from django.http import HttpRequest
 from django.http.request import split_domain_port, validate_host
 
 from sandboxes.config import config
@@ -23,7 +26,9 @@ from sandboxes.services import accounts, tokens
 log = structlog.get_logger("atoll.auth")
 
 RECHECK_SECONDS = 5.0
-"""After which a removed member's or a revoked token's open sockets are closed at the latest."""
+"""After which a removed member's, a revoked token's or an ended session's open sockets are closed at the latest."""
+NOT_ALLOWED, SESSION_ENDED = 4403, 1012
+"""Close codes. After the second a page connects again: another tab may have got it a new cookie meanwhile."""
 
 type Scope = dict[str, Any]
 type Application = Callable[[Scope, Any, Any], Awaitable[Any]]
@@ -59,16 +64,29 @@ async def actor_of_session(scope: Scope, sandbox: str) -> Actor:
     return await in_thread(accounts.actor_for_sandbox, user=user, public_id=sandbox)
 
 
-async def revoked(actor: Actor, action: str) -> None:
-    """Return once the actor may no longer do that; for open sockets, which were asked only when they opened."""
+async def revoked(scope: Scope, actor: Actor, action: str) -> int:
+    """Return once the actor may no longer do that, or his session has ended: the code to close with.
+
+    For open sockets, which were asked only when they opened.
+    """
+    session = getattr(scope.get("session"), "session_key", None)
     while True:
         try:
             if not await in_thread(actor_still_allowed, actor=actor, action=action):
-                return
+                return NOT_ALLOWED
+            if session is not None and await in_thread(_person_of, session) != actor.user_id:
+                return SESSION_ENDED
         except DatabaseError as error:
             # A database that is away for a moment ends nobody's terminal
             log.warning("access of an open socket could not be checked", error=str(error))
         await asyncio.sleep(RECHECK_SECONDS)
+
+
+def _person_of(session: str) -> int | None:
+    """Whom the session stands for now: nobody once it was signed out of, or the password is another."""
+    request = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session)
+    return get_user(request).pk
 
 
 class SameOrigin:

@@ -9,14 +9,14 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qs
 
-from ide.auth import revoked
+from ide.auth import NOT_ALLOWED, revoked
 from sandboxes import events
 from sandboxes.database import in_thread
 from sandboxes.errors import DomainError
 from sandboxes.permissions import Actor, require
 from sandboxes.services import accounts
 
-SIGNED_OUT, NOT_ALLOWED, FAILED = 4401, 4403, 1011
+SIGNED_OUT, FAILED = 4401, 1011
 
 type Receive = Callable[[], Awaitable[dict[str, Any]]]
 type Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -46,7 +46,7 @@ class EventsConsumer:
             return
         listen = asyncio.ensure_future(_listen(receive, send))
         push = asyncio.ensure_future(_push(actor.organization_id, send))
-        expelled = asyncio.ensure_future(revoked(actor, "sandbox.view"))
+        expelled = asyncio.ensure_future(revoked(scope, actor, "sandbox.view"))
         tasks = (listen, push, expelled)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -57,7 +57,7 @@ class EventsConsumer:
         if not listen.cancelled():
             return
         # A page whose events have dried up must hear of it: it connects again, and asks for everything anew
-        await send({"type": "websocket.close", "code": NOT_ALLOWED if not expelled.cancelled() else FAILED})
+        await send({"type": "websocket.close", "code": FAILED if expelled.cancelled() else expelled.result()})
         if not push.cancelled() and (failure := push.exception()) is not None:
             raise failure
 

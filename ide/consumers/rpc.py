@@ -45,7 +45,6 @@ class Socket(ABC):
     """One WebSocket of the SDK's protocol, from its handshake to its close."""
 
     methods = methods.SDK
-    expelled_code = 1008
 
     def __init__(self, scope: Scope, receive: Any, send: Any) -> None:
         self.scope = scope
@@ -91,6 +90,10 @@ class Socket(ABC):
         """The client is gone."""
         await connection.release()
 
+    def expelled_code(self, code: int) -> int:
+        """What the SDKs are told when their token is good no more."""
+        return 1008
+
     # -- pieces --------------------------------------------------------------------------------------------------------
 
     def dialect(self, config: Dialect | None = None) -> Dialect:
@@ -126,11 +129,11 @@ class Socket(ABC):
         await self._send({"type": "websocket.accept", "headers": headers})
         reading = background.spawn(self._read(connection), name="socket reader")
         watching = background.spawn(self._watch(connection), name="socket watcher")
-        expelled = background.spawn(revoked(connection.actor, "sandbox.use"), name="socket access")
+        expelled = background.spawn(revoked(self.scope, connection.actor, "sandbox.use"), name="socket access")
         try:
             await asyncio.wait({reading, watching, expelled}, return_when=asyncio.FIRST_COMPLETED)
             if expelled.done() and not reading.done():
-                await self._expel(connection, reading)
+                await self._expel(connection, reading, self.expelled_code(expelled.result()))
             elif watching.done() and not reading.done():
                 await self._say_goodbye(connection, reading, watching.result())
             elif reading.done():
@@ -166,12 +169,12 @@ class Socket(ABC):
                     return str(payload["state_reason"] or "the sandbox was stopped")
         return "the server is being stopped"
 
-    async def _expel(self, connection: Connection, reading: asyncio.Task[None]) -> None:
+    async def _expel(self, connection: Connection, reading: asyncio.Task[None], code: int) -> None:
         """No call gets in any more; what is open is answered, since a Python client would wait for ever."""
         connection.closing = True
         if connection.dialect is Dialect.PY:
             await connection.finish()
-        await self._send({"type": "websocket.close", "code": self.expelled_code, "reason": "credentials revoked"})
+        await self._send({"type": "websocket.close", "code": code, "reason": "credentials revoked"})
         await asyncio.wait({reading}, timeout=GRACE_SECONDS)
 
     async def _say_goodbye(self, connection: Connection, reading: asyncio.Task[None], reason: str) -> None:
@@ -262,12 +265,15 @@ class BrowserSocket(ConnectSocket):
     """`/ws/sandboxes/{id}/rpc`: the same for a signed-in person's page."""
 
     methods = methods.BROWSER
-    expelled_code = 4403
 
     async def open(self) -> Connection:
         """Check the session and the sandbox."""
         actor = await actor_of_session(self.scope, self.scope["url_route"]["kwargs"]["sandbox"])
         return self.connection(await self.running(actor), actor, Dialect.JS)
+
+    def expelled_code(self, code: int) -> int:
+        """Pages know our own codes."""
+        return code
 
 
 class NoSocket(Socket):

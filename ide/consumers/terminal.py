@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from ide.auth import revoked
+from ide.auth import NOT_ALLOWED, revoked
 from ide.xterm_bridge.session import Attached, Session, TerminalError
 from sandboxes.database import in_thread
 from sandboxes.errors import DomainError, Forbidden, NotFound, NotRunning
@@ -15,7 +15,7 @@ from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.services import accounts, streams
 
-SIGNED_OUT, NOT_ALLOWED, GONE = 4401, 4403, 4404
+SIGNED_OUT, GONE = 4401, 4404
 
 type Receive = Callable[[], Awaitable[dict[str, Any]]]
 type Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -47,7 +47,7 @@ class TerminalConsumer:
         session = Session(GuestTerminals(sandbox, actor), page)
         serve = asyncio.ensure_future(session.run())
         listen = asyncio.ensure_future(_listen(receive, session))
-        expelled = asyncio.ensure_future(revoked(actor, "sandbox.use"))
+        expelled = asyncio.ensure_future(revoked(scope, actor, "sandbox.use"))
         tasks = (serve, listen, expelled)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -56,7 +56,7 @@ class TerminalConsumer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if not expelled.cancelled():
-            await page.close(NOT_ALLOWED)
+            await page.close(expelled.result())
         if not serve.cancelled() and (failure := serve.exception()) is not None:
             raise failure
 

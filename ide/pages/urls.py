@@ -18,6 +18,7 @@ urlpatterns = [
     path("organizations/new", organizations.create, name="new_organization"),
     path("login", account.sign_in, name="sign_in"),
     path("login/<str:secret>", account.sign_in_link, name="sign_in_link"),
+    path("password", account.password, name="password"),
     path("logout", account.sign_out, name="sign_out"),
     path("favicon.ico", views.favicon),
 ]

@@ -1,4 +1,4 @@
-"""Signing in by one-time links, and who a signed-in person acts as."""
+"""Signing in by one-time links and passwords, and who a signed-in person acts as."""
 
 from __future__ import annotations
 
@@ -51,14 +51,28 @@ def sign_in_link_use(*, secret: str) -> User:
         user = SignInLink.objects.select_related("user").get(digest=digest(secret)).user
         if not user.is_active:
             raise LinkUsed
-        for membership in user.memberships.all():
-            audit.record(
-                actor=actor_of(user=user, membership=membership),
-                organization_id=membership.organization_id,
-                action="account.sign_in",
-                target=user.email,
-            )
+        _record(user, "account.sign_in")
     return user
+
+
+def password_set(*, user: User, password: str) -> None:
+    """Another password, which the caller has checked; every session and unused sign-in link ends with the old one."""
+    with transaction.atomic():
+        user.set_password(password)
+        user.save(update_fields=["password"])
+        SignInLink.objects.filter(user=user, used_at=None).delete()
+        _record(user, "account.password")
+
+
+def _record(user: User, action: str) -> None:
+    """An audit row in each of his organizations."""
+    for membership in user.memberships.all():
+        audit.record(
+            actor=actor_of(user=user, membership=membership),
+            organization_id=membership.organization_id,
+            action=action,
+            target=user.email,
+        )
 
 
 def actor_of(*, user: User, membership: Membership) -> Actor:

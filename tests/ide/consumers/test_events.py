@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser
+from django.test import AsyncClient
 
 from ide.consumers.events import EventsConsumer
 from sandboxes.database import in_thread
@@ -70,6 +71,41 @@ async def test_a_removed_member_hears_nothing_more(home: Team, monkeypatch: pyte
     await wires[1].send_to(text_data="ping")
     assert await wires[1].receive_from(timeout=10) == "pong"
     await wires[1].disconnect()
+
+
+@pytest.mark.parametrize("ended", ["signed out", "other password"])
+async def test_a_session_that_ended_hears_nothing_more(home: Team, monkeypatch: pytest.MonkeyPatch, ended: str) -> None:
+    """The code lets the page connect again, because another tab may have signed in anew; another session goes on."""
+    monkeypatch.setattr("ide.auth.RECHECK_SECONDS", 0.1)
+    person = await User.objects.aget(email=f"member@{home.organization.slug}.example")
+    clients = [AsyncClient() for _ in range(2)]
+    wires = []
+    for client in clients:
+        await client.aforce_login(person, backend="django.contrib.auth.backends.ModelBackend")
+        wire = line(person, "home")
+        wire.scope["session"] = await client.asession()
+        assert (await wire.connect())[0]
+        assert (await wire.receive_json_from(timeout=10))["kind"] == "ready"
+        wires.append(wire)
+    if ended == "signed out":
+        await clients[0].post("/logout")
+    else:
+        await clients[1].post("/password", {"new_password1": "tides come and go", "new_password2": "tides come and go"})
+
+    assert await wires[0].receive_output(timeout=10) == {"type": "websocket.close", "code": 1012}
+    if ended == "signed out":
+        await wires[1].send_to(text_data="ping")
+        assert await wires[1].receive_from(timeout=10) == "pong"
+        await wires[1].disconnect()
+    else:
+        # Its key is another one now: the page's next connection comes with that.
+        assert await wires[1].receive_output(timeout=10) == {"type": "websocket.close", "code": 1012}
+        again = line(person, "home")
+        again.scope["session"] = await clients[1].asession()
+        assert (await again.connect())[0]
+        assert (await again.receive_json_from(timeout=10))["kind"] == "ready"
+        assert await again.receive_nothing(timeout=1)
+        await again.disconnect()
 
 
 async def test_a_page_whose_events_dry_up_is_told(home: Team, monkeypatch: pytest.MonkeyPatch) -> None:
