@@ -97,4 +97,4 @@ class LinkUsed(DomainError):
     """Not a sign-in link that works."""
 
     code = "LINK_USED"
-    text = "this sign-in link is unknown, older than 15 minutes, or was used already"
+    text = "this sign-in link is unknown, too old, or was used already"

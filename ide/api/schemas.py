@@ -61,6 +61,8 @@ class MemberOut(Schema):
     role: str
     created_at: str
     you: bool
+    waiting: bool
+    invited_until: str | None
 
 
 RoleName = Literal["owner", "admin", "member", "viewer"]
@@ -80,7 +82,7 @@ class MemberChange(Schema):
 
 
 class Invited(Schema):
-    """The new member; a sign-in link only for an account that was made now."""
+    """The new member; a sign-in link only for somebody who has never signed in."""
 
     member: MemberOut
     sign_in_link: str | None

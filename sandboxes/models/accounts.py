@@ -44,6 +44,11 @@ class User(AbstractBaseUser):
         return self.email
 
     @property
+    def waiting(self) -> bool:
+        """Whether the account was made for him and he has never signed in."""
+        return self.last_login is None and not self.has_usable_password()
+
+    @property
     def label(self) -> str:
         """How others see him."""
         return self.name or self.email

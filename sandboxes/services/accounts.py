@@ -22,12 +22,12 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def sign_in_link_create(*, user: User) -> str:
-    """A new link's secret, good for one sign-in within 15 minutes; shown once, kept as its hash."""
+def sign_in_link_create(*, user: User, lifetime: timedelta = LINK_LIFETIME) -> str:
+    """A new link's secret, good for one sign-in within its lifetime; shown once, kept as its hash."""
     secret = secrets.token_urlsafe(32)
     now = timezone.now()
     SignInLink.objects.filter(expires_at__lt=now - timedelta(days=1)).delete()
-    SignInLink.objects.create(user=user, digest=digest(secret), expires_at=now + LINK_LIFETIME)
+    SignInLink.objects.create(user=user, digest=digest(secret), expires_at=now + lifetime)
     return secret
 
 
@@ -37,6 +37,11 @@ def sign_in_link_valid(*, secret: str) -> bool:
     return SignInLink.objects.filter(
         digest=digest(secret), used_at=None, expires_at__gt=now, user__is_active=True
     ).exists()
+
+
+def sign_in_links_drop(*, user: User) -> None:
+    """End every link that was handed out for him and not used."""
+    SignInLink.objects.filter(user=user, used_at=None).delete()
 
 
 def sign_in_link_use(*, secret: str) -> User:
@@ -60,7 +65,7 @@ def password_set(*, user: User, password: str) -> None:
     with transaction.atomic():
         user.set_password(password)
         user.save(update_fields=["password"])
-        SignInLink.objects.filter(user=user, used_at=None).delete()
+        sign_in_links_drop(user=user)
         _record(user, "account.password")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
@@ -11,46 +13,71 @@ from sandboxes import audit, permissions
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound
 from sandboxes.models import Membership, Organization, Role, Token, User
 from sandboxes.permissions import RANK, Actor
-from sandboxes.services.accounts import sign_in_link_create
+from sandboxes.services.accounts import sign_in_link_create, sign_in_links_drop
+
+INVITATION_LIFETIME = timedelta(days=7)
 
 
 def member_invite(*, actor: Actor, email: str, role: Role) -> tuple[Membership, str | None]:
-    """The new membership, and a sign-in link's secret if the account was made by this call.
+    """The new membership, and the secret of a link that signs him in once, if he has never signed in.
 
-    Never a link for an account that existed: it would let an administrator sign in as somebody else.
-    Invalid for a bad address, Conflict for somebody who is a member, Forbidden for a role above one's own.
+    Never a link for an account in use: it would let an administrator sign in as somebody else. For the same reason
+    somebody whom another organization has invited cannot be added before he has signed in. Invalid for a bad address,
+    Conflict for him and for somebody who is a member, Forbidden for a role above one's own.
     """
     permissions.require(actor, "member.invite", actor.organization_id)
-    if RANK[role] > RANK[actor.role]:
-        raise Forbidden("nobody can give a role above his own")
+    _require_rank(actor, role)
     address = email.strip().lower()
     try:
         validate_email(address)
     except ValidationError:
         raise Invalid("this is not an email address", field="email") from None
     with transaction.atomic():
-        user = User.objects.filter(email=address).first()
-        secret = None
-        if user is None:
-            user = User.objects.create_user(address)
-            secret = sign_in_link_create(user=user)
+        # Locked, because two organizations must not invite the same newcomer at once.
+        user = User.objects.select_for_update().filter(email=address).first() or User.objects.create_user(address)
+        _require_no_other_inviter(user, actor.organization_id)
         membership, made = Membership.objects.get_or_create(
             organization_id=actor.organization_id, user=user, defaults={"role": role}
         )
         if not made:
             raise Conflict(f"{address} is a member already", field="email")
+        secret = sign_in_link_create(user=user, lifetime=INVITATION_LIFETIME) if user.waiting else None
         _tell(actor, "member.invite", address, role)
     return membership, secret
 
 
+def invitation_renew(*, actor: Actor, member_id: int) -> tuple[Membership, str]:
+    """A new link's secret for a member who has never signed in; the links before it end.
+
+    Conflict for somebody who has signed in, Forbidden for a member with a role above the actor's own.
+    """
+    permissions.require(actor, "member.invite", actor.organization_id)
+    with transaction.atomic():
+        membership = _locked(actor, member_id)
+        user = membership.user
+        _require_rank(actor, Role(membership.role))
+        if not user.waiting:
+            raise Conflict(f"{user.email} has signed in already")
+        _require_no_other_inviter(user, actor.organization_id)
+        sign_in_links_drop(user=user)
+        secret = sign_in_link_create(user=user, lifetime=INVITATION_LIFETIME)
+        _tell(actor, "member.invite_again", user.email, None)
+    return membership, secret
+
+
 def member_change(*, actor: Actor, member_id: int, role: Role) -> Membership:
-    """Another role for a member. Conflict for the last owner; an owner is changed, or made, by owners only."""
+    """Another role for a member. Conflict for the last owner; an owner is changed, or made, by owners only.
+
+    A higher role ends the invitation of somebody who has not signed in: whoever holds it may have a lower one.
+    """
     with transaction.atomic():
         membership = _locked(actor, member_id)
         touches_owner = Role.OWNER in (role, membership.role)
         permissions.require(actor, "member.change_owner" if touches_owner else "member.change", actor.organization_id)
         if membership.role == Role.OWNER and role != Role.OWNER:
             _require_other_owner(membership)
+        if membership.user.waiting and RANK[role] > RANK[Role(membership.role)]:
+            sign_in_links_drop(user=membership.user)
         membership.role = role
         membership.save(update_fields=["role"])
         _tell(actor, "member.change", membership.user.email, role)
@@ -72,9 +99,11 @@ def member_remove(*, actor: Actor, member_id: int) -> None:
         Token.objects.filter(organization_id=actor.organization_id, user_id=membership.user_id, revoked_at=None).update(
             revoked_at=timezone.now()
         )
-        email = membership.user.email
+        user = membership.user
         membership.delete()
-        _tell(actor, "member.remove", email, None)
+        if user.waiting:
+            sign_in_links_drop(user=user)
+        _tell(actor, "member.remove", user.email, None)
 
 
 def _locked(actor: Actor, member_id: int) -> Membership:
@@ -86,6 +115,20 @@ def _locked(actor: Actor, member_id: int) -> Membership:
     if membership is None:
         raise NotFound
     return membership
+
+
+def _require_rank(actor: Actor, role: Role) -> None:
+    if RANK[role] > RANK[actor.role]:
+        raise Forbidden("nobody can give a role above his own")
+
+
+def _require_no_other_inviter(user: User, organization_id: int) -> None:
+    # Or who made the account, and may hold a link to it, would get into the other organization with it.
+    if user.waiting and user.memberships.exclude(organization_id=organization_id).exists():
+        raise Conflict(
+            f"{user.email} was invited by another organization and has not signed in yet: invite again after that",
+            field="email",
+        )
 
 
 def _require_other_owner(membership: Membership) -> None:

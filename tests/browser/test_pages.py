@@ -57,14 +57,35 @@ def test_a_token_is_shown_once_and_can_be_revoked(page: Page, place: Place, comp
     assert all("401" in text for text in complaints)
 
 
-def test_somebody_can_be_invited_given_a_role_and_removed(page: Page) -> None:
+def test_somebody_can_be_invited_given_a_role_and_removed(page: Page, place: Place, browser: Any) -> None:
+    """A renewed invitation ends the one before; whoever comes by it is told to set a password, and is here then."""
     page.goto("/members")
     page.get_by_role("button", name="Invite").click()
     page.get_by_label("Email address").fill("grace@home.example")
     page.get_by_role("radio", name="Viewer").check()
     page.get_by_role("dialog").get_by_role("button", name="Invite").click()
-    expect(page.get_by_role("region", name="Sign-in link")).to_contain_text("/login/")
+    shown = page.get_by_role("region", name="Sign-in link").locator("pre")
+    expect(shown).to_contain_text("/login/")
+    first = shown.inner_text()
     row = page.get_by_role("row", name=re.compile("grace@home.example"))
+    expect(row).to_contain_text("link works until")
+    row.get_by_role("button", name="New link").click()
+    expect(shown).not_to_have_text(first)
+
+    theirs = browser.new_context(base_url=place.url).new_page()
+    theirs.goto(first)
+    expect(theirs.get_by_role("heading", name="This link does not work any more")).to_be_visible()
+    theirs.goto(shown.inner_text())
+    theirs.get_by_role("button", name="Sign in to Atoll").click()
+    theirs.get_by_role("link", name="Set a password").first.click()
+    theirs.get_by_label("New password", exact=True).fill("tides come and go")
+    theirs.get_by_label("New password confirmation").fill("tides come and go")
+    theirs.get_by_role("button", name="Set password").click()
+    expect(theirs.get_by_text("Your password is set")).to_be_visible()
+    theirs.context.close()
+
+    page.reload()
+    expect(row.get_by_role("button", name="New link")).to_have_count(0)
     expect(row.get_by_role("combobox")).to_have_value("viewer")
     row.get_by_role("combobox").select_option("admin")
     page.reload()

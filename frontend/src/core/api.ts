@@ -127,6 +127,10 @@ export class Api {
     return this.#ask("POST", "/members", { email, role });
   }
 
+  invitationRenew(id: number): Promise<Schemas["Invited"]> {
+    return this.#ask("POST", `/members/${id}/invitation`);
+  }
+
   memberChange(id: number, role: string): Promise<Member> {
     return this.#ask("PATCH", `/members/${id}`, { role });
   }

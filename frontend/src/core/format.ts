@@ -33,3 +33,8 @@ export function ago(time: string, now: number): string {
   const seconds = (now - Date.parse(time)) / 1000;
   return seconds < 10 ? "just now" : `${span(seconds)} ago`;
 }
+
+/** A moment to come, as in "1 Dec 2026, 14:05"; by the reader's own clock and language. */
+export function moment(time: string): string {
+  return new Date(time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}

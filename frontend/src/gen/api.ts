@@ -92,6 +92,26 @@ export interface paths {
         patch: operations["ide_api_members_change"];
         trace?: never;
     };
+    "/api/v1/members/{member}/invitation": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Invite Again
+         * @description A new link for a member who has never signed in; the one before ends.
+         */
+        post: operations["ide_api_members_invite_again"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes": {
         parameters: {
             query?: never;
@@ -292,7 +312,7 @@ export interface components {
         };
         /**
          * Invited
-         * @description The new member; a sign-in link only for an account that was made now.
+         * @description The new member; a sign-in link only for somebody who has never signed in.
          */
         Invited: {
             member: components["schemas"]["MemberOut"];
@@ -350,10 +370,14 @@ export interface components {
             email: string;
             /** Id */
             id: number;
+            /** Invited Until */
+            invited_until: string | null;
             /** Name */
             name: string;
             /** Role */
             role: string;
+            /** Waiting */
+            waiting: boolean;
             /** You */
             you: boolean;
         };
@@ -786,6 +810,55 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["MemberOut"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_members_invite_again: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                member: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Invited"];
                 };
             };
             /** @description Forbidden */

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import urlsplit
+
 from django.test import Client
 
 from sandboxes.models import AuditEntry, SignInLink, User
@@ -98,3 +101,26 @@ def test_a_password_that_is_easily_guessed_is_refused(home: Team) -> None:
 
 def test_a_stranger_sets_none(db: None) -> None:
     assert Client().post("/password", twice(FIRST))["Location"] == "/login?next=/password"
+
+
+def test_an_invitation_is_renewed_until_its_person_has_come(home: Team) -> None:
+    """The new link is in the answer once, and the list says until when it works and that he came."""
+    client = signed_in(home, "admin")
+
+    def ask(path: str, **body: str) -> tuple[int, Any]:
+        answer = client.post(f"/api/v1/members{path}", body, content_type="application/json")
+        return answer.status_code, answer.json()
+
+    _status, made = ask("", email="new@example.org", role="member")
+    again = f"/{made['member']['id']}/invitation"
+    status, renewed = ask(again)
+    assert (status, renewed["member"]["waiting"]) == (201, True)
+    assert renewed["member"]["invited_until"] is not None
+    paths = [urlsplit(link["sign_in_link"]).path for link in (made, renewed)]
+    assert [Client().get(path).status_code for path in paths] == [410, 200]
+    newcomer = Client()
+    assert newcomer.post(paths[1], follow=True).status_code == 200
+    assert ask(again)[0] == 409
+    shown = client.get("/api/v1/members").json()[-1]
+    assert (shown["waiting"], shown["invited_until"]) == (False, None)
+    assert newcomer.post(f"/api/v1/members{again}").status_code == 403

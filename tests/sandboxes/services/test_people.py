@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.contrib.auth.models import update_last_login
 from django.utils import timezone
 
 from sandboxes.errors import Conflict, Forbidden, Invalid, InvalidToken, LinkUsed, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Membership, Role, SignInLink, Token, User
+from sandboxes.selectors.members import member_list
 from sandboxes.services import accounts, members, organizations, tokens
 from tests.factories import Team
 from tests.sandboxes.services.test_lifecycle import in_parallel
@@ -91,7 +93,7 @@ def test_revoking(home: Team, other: Team) -> None:
 
 
 def test_sign_in_link(home: Team) -> None:
-    """It works once, within 15 minutes, and only its hash is kept."""
+    """It works once, within its time, and only its hash is kept."""
     user = User.objects.get(email="owner@home.example")
     secret = accounts.sign_in_link_create(user=user)
     assert accounts.sign_in_link_valid(secret=secret)
@@ -114,10 +116,10 @@ def test_sign_in_link_in_a_race(home: Team) -> None:
 
 
 def test_invitation(home: Team) -> None:
-    """A link comes with a new account only: for one that exists it would be a way into it."""
+    """A link comes for newcomers only: for an account in use it would be a way into it."""
     membership, secret = members.member_invite(actor=home.admin, email="New@Example.org ", role=Role.MEMBER)
     assert (membership.user.email, bool(secret)) == ("new@example.org", True)
-    User.objects.create_user("known@example.org")
+    arrived("known@example.org")
     _membership, none = members.member_invite(actor=home.admin, email="known@example.org", role=Role.VIEWER)
     assert none is None
     with pytest.raises(Conflict):
@@ -126,6 +128,88 @@ def test_invitation(home: Team) -> None:
         members.member_invite(actor=home.admin, email="x@example.org", role=Role.OWNER)
     with pytest.raises(Invalid):
         members.member_invite(actor=home.admin, email="nobody", role=Role.MEMBER)
+
+
+def arrived(email: str) -> User:
+    """Somebody who has signed in."""
+    user = User.objects.filter(email=email).first() or User.objects.create_user(email)
+    update_last_login(User, user)
+    return user
+
+
+def newcomer(team: Team, role: Role = Role.MEMBER) -> tuple[int, str]:
+    """A member who has not signed in, and his link's secret."""
+    membership, secret = members.member_invite(actor=team.owner, email="new@example.org", role=role)
+    assert secret is not None
+    return membership.pk, secret
+
+
+def test_an_invitation_works_for_a_week(home: Team) -> None:
+    """A link that a person prints for himself works for 15 minutes."""
+    newcomer(home)
+    assert SignInLink.objects.get().expires_at - timezone.now() > timedelta(days=6, hours=23)
+    [(_member, until)] = [entry for entry in member_list(actor=home.viewer) if entry[0].user.waiting and entry[1]]
+    assert until == SignInLink.objects.get().expires_at
+    SignInLink.objects.update(expires_at=timezone.now())
+    assert [entry for entry in member_list(actor=home.viewer) if entry[1]] == []
+
+
+def test_an_invitation_is_renewed_until_it_was_used(home: Team, other: Team) -> None:
+    """The link before ends; whoever has signed in, by link or password, gets none."""
+    member, first = newcomer(home)
+    _membership, second = members.invitation_renew(actor=home.admin, member_id=member)
+    with pytest.raises(LinkUsed):
+        accounts.sign_in_link_use(secret=first)
+    user = accounts.sign_in_link_use(secret=second)
+    with pytest.raises(LinkUsed):
+        accounts.sign_in_link_use(secret=second)
+    assert AuditEntry.objects.get(action="member.invite_again").target == "new@example.org"
+    arrived(user.email)
+    with pytest.raises(Conflict):
+        members.invitation_renew(actor=home.admin, member_id=member)
+    User.objects.filter(pk=user.pk).update(last_login=None)
+    accounts.password_set(user=User.objects.get(pk=user.pk), password="tides come and go")
+    with pytest.raises(Conflict):
+        members.invitation_renew(actor=home.admin, member_id=member)
+    with pytest.raises(NotFound):
+        members.invitation_renew(actor=other.owner, member_id=member)
+    with pytest.raises(Forbidden):
+        members.invitation_renew(actor=home.member, member_id=member)
+
+
+def test_an_invitation_is_not_a_ladder(home: Team) -> None:
+    """An administrator gets no link to an owner, and one that he has ends when its person is given a higher role."""
+    member, secret = newcomer(home)
+    members.member_change(actor=home.owner, member_id=member, role=Role.VIEWER)
+    assert accounts.sign_in_link_valid(secret=secret)
+    members.member_change(actor=home.owner, member_id=member, role=Role.OWNER)
+    assert not accounts.sign_in_link_valid(secret=secret)
+    with pytest.raises(Forbidden):
+        members.invitation_renew(actor=home.admin, member_id=member)
+    members.invitation_renew(actor=home.owner, member_id=member)
+
+
+def test_an_invitation_opens_no_other_organization(home: Team, other: Team) -> None:
+    """Who has not signed in belongs to one organization, so that its link leads nowhere else; removing him ends it."""
+    member, secret = newcomer(home)
+    with pytest.raises(Conflict):
+        members.member_invite(actor=other.admin, email="new@example.org", role=Role.MEMBER)
+    members.member_remove(actor=home.owner, member_id=member)
+    assert not accounts.sign_in_link_valid(secret=secret)
+    _membership, theirs = members.member_invite(actor=other.admin, email="new@example.org", role=Role.MEMBER)
+    assert theirs is not None
+    arrived(accounts.sign_in_link_use(secret=theirs).email)
+    assert members.member_invite(actor=home.admin, email="new@example.org", role=Role.MEMBER)[1] is None
+
+
+def test_two_organizations_invite_a_newcomer_at_once(home: Team, other: Team) -> None:
+    """One of them gets him."""
+    User.objects.create_user("new@example.org")
+    actors = iter([home.admin, other.admin])
+    results = in_parallel(
+        lambda: members.member_invite(actor=next(actors), email="new@example.org", role=Role.MEMBER), 2
+    )
+    assert sorted(type(result).__name__ for result in results) == ["Conflict", "tuple"]
 
 
 def test_last_owner_stays(home: Team) -> None:
