@@ -323,7 +323,7 @@ def sandbox_rename(*, sandbox: Sandbox, actor: Actor, name: str | None, labels: 
     fields: dict[str, Any] = {}
     if name is not None:
         quotas.check_name(name)
-        fields["name"] = name
+        fields["name"] = name.strip()
     if labels is not None:
         quotas.check_labels(labels)
         fields["labels"] = dict(labels)

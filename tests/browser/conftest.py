@@ -211,7 +211,7 @@ def machine(place: Place, browser: Any, signed_in: Any) -> str:
     page = context.new_page()
     page.goto("/")
     page.get_by_role("button", name="New workspace").first.click()
-    page.get_by_label("Name").fill("Shared")
+    page.get_by_label("Name", exact=True).fill("Shared")
     page.get_by_role("button", name="Create workspace").click()
     page.wait_for_url("**/sandboxes/sbx_*")
     Workspace(page).wait_for_shell()

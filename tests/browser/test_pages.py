@@ -40,7 +40,7 @@ def test_a_token_is_shown_once_and_can_be_revoked(page: Page, place: Place, comp
     """What is shown opens the API; after the revocation it does not."""
     page.goto("/tokens")
     page.get_by_role("button", name="New token").first.click()
-    page.get_by_label("Name").fill("Browser test")
+    page.get_by_label("Name", exact=True).fill("Browser test")
     page.get_by_role("button", name="Create token").click()
     secret = page.get_by_test_id("token-secret").inner_text()
     assert secret.startswith("ddo_")
@@ -132,7 +132,7 @@ def test_the_dashboard_follows_a_machine_live(page: Page, machine: str, place: P
     other = page.context.new_page()
     other.goto("/")
     other.get_by_role("button", name="New workspace").first.click()
-    other.get_by_label("Name").fill("Seen live")
+    other.get_by_label("Name", exact=True).fill("Seen live")
     other.get_by_role("button", name="Create workspace").click()
     row = page.get_by_role("row", name=re.compile("Seen live"))
     expect(row.get_by_text("Running")).to_be_visible()
@@ -147,6 +147,31 @@ def test_the_dashboard_follows_a_machine_live(page: Page, machine: str, place: P
     row.get_by_role("button", name="Delete Seen live").click()
     page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
     expect(row).to_have_count(0)
+
+
+def test_a_workspace_is_renamed_where_it_is_and_on_the_dashboard(page: Page, machine: str) -> None:
+    """Each page sees at once what was done on the other, and Escape changes nothing."""
+    dashboard = page.context.new_page()
+    dashboard.goto("/")
+    page.goto(machine)
+    page.get_by_role("heading", name="Shared").get_by_role("button").click()
+    page.get_by_role("textbox", name="Name").fill("Nobody's")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("F1")
+    page.keyboard.type("rename the workspace")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("textbox", name="Name")).to_have_value("Shared")
+    page.get_by_role("textbox", name="Name").fill("Harbour")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Harbour")).to_be_visible()
+    row = dashboard.get_by_role("row", name=re.compile("Harbour"))
+    row.get_by_role("button", name="Rename Harbour").click()
+    dashboard.get_by_role("textbox", name="Name").fill("Shared")
+    dashboard.get_by_role("dialog").get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("heading", name="Shared")).to_be_visible()
+    until(lambda: page.title() == "Shared · Atoll", "the title kept the old name")
+    dashboard.close()
 
 
 def test_the_theme_follows_the_system_until_somebody_chooses(page: Page) -> None:

@@ -228,7 +228,7 @@ def test_closing_with_unsaved_changes_asks(workspace: Workspace) -> None:
 def test_a_stopped_machine_says_why_and_starts_again(page: Page) -> None:
     page.goto("/")
     page.get_by_role("button", name="New workspace").first.click()
-    page.get_by_label("Name").fill(unique("stops"))
+    page.get_by_label("Name", exact=True).fill(unique("stops"))
     page.get_by_role("button", name="Create workspace").click()
     page.wait_for_url("**/sandboxes/sbx_*")
     workspace = Workspace(page)

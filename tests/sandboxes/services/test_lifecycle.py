@@ -134,6 +134,27 @@ async def test_session_extension_promises_only(home: Team, node: FakeNode) -> No
     assert sandbox.stop_at is None
 
 
+def test_rename(home: Team, other: Team) -> None:
+    """Pages hear of it, the audit says who did it; viewers and other organizations' people do not do it."""
+    sandbox = factories.sandbox(home, kind=Kind.WORKSPACE, name="Tides", labels={"team": "sea"})
+    lifecycle.sandbox_rename(sandbox=sandbox, actor=home.member, name=" Waves ", labels=None)
+    event = Event.objects.order_by("-id")[0]
+    assert (event.kind, event.payload["name"], event.payload["labels"]) == ("sandbox", "Waves", {"team": "sea"})
+    entry = AuditEntry.objects.get(action="sandbox.rename")
+    assert (entry.actor, entry.target, entry.detail) == ("member@home.example", sandbox.public_id, {"name": "Waves"})
+    refused: list[tuple[Any, str, type[Exception]]] = [
+        (home.viewer, "Mine", Forbidden),
+        (other.owner, "Mine", NotFound),
+        (home.owner, "x" * 101, Invalid),
+        (home.owner, "a\x1b[2J", Invalid),
+    ]
+    for actor, name, error in refused:
+        with pytest.raises(error):
+            lifecycle.sandbox_rename(sandbox=sandbox, actor=actor, name=name, labels=None)
+    sandbox.refresh_from_db()
+    assert sandbox.name == "Waves"
+
+
 def test_viewer_creates_nothing(home: Team) -> None:
     """A viewer is refused before anything is written."""
     with pytest.raises(Forbidden):

@@ -77,6 +77,7 @@ export class WorkspaceModel {
   readonly entered = new Store(false);
   readonly treeEdit = new Store<TreeEdit | null>(null);
   readonly question = new Store<Question | null>(null);
+  readonly renaming = new Store<Sandbox | null>(null);
   readonly palette = new Store(false);
   readonly help = new Store(false);
   readonly comparing = new Store<{ path: string; disk: string } | null>(null);
@@ -155,6 +156,10 @@ export class WorkspaceModel {
       if (code === "NOT_FOUND") this.gone.set("This sandbox was deleted.");
       else if (!this.sandbox.value) this.gone.set(error instanceof Error ? error.message : String(error));
     }
+  }
+
+  renamed(sandbox: Sandbox): void {
+    this.#now(sandbox);
   }
 
   #now(sandbox: Sandbox): void {
@@ -729,6 +734,13 @@ export class WorkspaceModel {
         keys: "Ctrl+Shift+F",
         inTerminal: "Ctrl+Shift+F",
         run: () => this.findInTerminal(),
+      },
+      {
+        id: "rename-workspace",
+        group: "Machine",
+        title: "Rename the workspace…",
+        when: () => this.sandbox.value?.kind === "workspace",
+        run: () => this.renaming.set(this.sandbox.value),
       },
       { id: "stop", group: "Machine", title: "Stop the machine…", when: running, run: () => this.askStop() },
       {
