@@ -51,6 +51,7 @@ def test_a_token_is_shown_once_and_can_be_revoked(page: Page, place: Place, comp
     expect(page.get_by_text(secret)).to_have_count(0)
 
     page.get_by_role("row", name=re.compile("Browser test")).get_by_role("button", name="Revoke").click()
+    expect(page.get_by_role("alertdialog")).to_contain_text("within about five seconds")
     page.get_by_role("alertdialog").get_by_role("button", name="Revoke").click()
     expect(page.get_by_role("row", name=re.compile("Browser test"))).to_have_count(0)
     assert page.request.get(api, headers={**headers, "Cookie": ""}).status == 401
@@ -91,6 +92,7 @@ def test_somebody_can_be_invited_given_a_role_and_removed(page: Page, place: Pla
     page.reload()
     expect(row.get_by_role("combobox")).to_have_value("admin")
     row.get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("alertdialog")).to_contain_text("within about five seconds")
     page.get_by_role("alertdialog").get_by_role("button", name="Remove").click()
     expect(row).to_have_count(0)
 
