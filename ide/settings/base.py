@@ -141,8 +141,6 @@ USE_TZ = True
 USE_I18N = False
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
-FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
-FILE_UPLOAD_TEMP_DIR = ENV.data / "uploads" if (ENV.data / "uploads").is_dir() else None
 
 ATOLL: dict[str, Any] = {
     "region": ENV.region,
