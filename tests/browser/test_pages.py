@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Place, until
+from tests.browser.conftest import Place, Workspace, until
 
 
 def test_a_sign_in_link_works_once(place: Place, browser: Any) -> None:
@@ -95,6 +95,47 @@ def test_somebody_can_be_invited_given_a_role_and_removed(page: Page, place: Pla
     expect(page.get_by_role("alertdialog")).to_contain_text("within about five seconds")
     page.get_by_role("alertdialog").get_by_role("button", name="Remove").click()
     expect(row).to_have_count(0)
+
+
+def test_another_password_ends_other_browsers_and_not_this_one(
+    page: Page, place: Place, browser: Any, machine: str
+) -> None:
+    """A workspace open in the same browser goes on; the one that was left open elsewhere says that it is signed out."""
+    page.goto("/members")
+    page.get_by_role("button", name="Invite").click()
+    page.get_by_label("Email address").fill("mary@home.example")
+    page.get_by_role("dialog").get_by_role("button", name="Invite").click()
+    here = browser.new_context(base_url=place.url)
+    tab = here.new_page()
+    tab.goto(page.get_by_role("region", name="Sign-in link").locator("pre").inner_text())
+    tab.get_by_role("button", name="Sign in to Atoll").click()
+
+    def set_password(password: str) -> None:
+        tab.goto("/password")
+        tab.get_by_label("New password", exact=True).fill(password)
+        tab.get_by_label("New password confirmation").fill(password)
+        if (old := tab.get_by_label("Old password")).count():
+            old.fill("tides come and go")
+        tab.get_by_role("button", name=re.compile("(Set|Change) password")).click()
+        expect(tab.get_by_text("Your password is set")).to_be_visible()
+
+    set_password("tides come and go")
+    elsewhere = browser.new_context(base_url=place.url).new_page()
+    elsewhere.goto(f"/login?next={machine}")
+    elsewhere.get_by_label("Email address").fill("mary@home.example")
+    elsewhere.get_by_label("Password").fill("tides come and go")
+    elsewhere.get_by_role("button", name="Sign in").click()
+    same = here.new_page()
+    same.goto(machine)
+    for workspace in (Workspace(elsewhere), Workspace(same)):
+        workspace.wait_for_shell()
+    set_password("and the moon pulls")
+    expect(elsewhere.get_by_role("alert")).to_contain_text("You are signed out")
+    Workspace(same).wait_for_shell()
+    assert "12" in Workspace(same).run("echo $((3 * 4))")
+    expect(same.get_by_role("alert")).to_have_count(0)
+    elsewhere.context.close()
+    here.close()
 
 
 def test_an_organization_is_made_named_and_left_by_keyboard(page: Page, complaints: list[str]) -> None:
