@@ -153,7 +153,7 @@ def test_an_organization_is_made_named_and_left_by_keyboard(page: Page, complain
     expect(page.get_by_text("No machines yet")).to_be_visible()
 
     menu.click()
-    page.get_by_role("link", name="Settings of Tide Lab").click()
+    page.get_by_role("link", name="Organization settings").click()
     page.get_by_label("Name", exact=True).fill("Harbour")
     page.get_by_role("button", name="Save").click()
     expect(menu).to_have_text("Harbour")
