@@ -16,12 +16,17 @@ type MachineId = str
 
 
 class MachineState(StrEnum):
-    """Where a machine is. QUEUED, STARTING -> READY -> STOPPED; STOPPED is kept until `machine_forget`."""
+    """Where a machine is. QUEUED, STARTING -> READY -> STOPPED; STOPPED is kept until `machine_forget`.
+
+    READY -> SUSPENDING -> SUSPENDED, and from there by QUEUED, STARTING to READY again, or to STOPPED.
+    """
 
     QUEUED = "queued"  # waits for one of the boot places
     STARTING = "starting"  # domain being made, or guest booting
     READY = "ready"  # the agent answers
     LOST = "lost"  # runs, but the agent has not answered for a while; comes back to READY by itself
+    SUSPENDING = "suspending"  # its memory is being written to disk
+    SUSPENDED = "suspended"  # no domain; disk and memory are kept, `machine_resume` goes on from there
     STOPPED = "stopped"  # no domain any more; `stop_reason` says why
 
 
@@ -35,6 +40,18 @@ class StopReason(StrEnum):
     BOOT_FAILED = "boot_failed"  # the agent never answered, or the domain could not be made
     HOST_RESTARTED = "host_restarted"  # the host booted meanwhile
     DISK_FULL = "disk_full"  # the host's image disk had no room
+    HOST_OUT_OF_MEMORY = "host_out_of_memory"  # the host's kernel killed QEMU for want of memory
+    RESUME_FAILED = "resume_failed"  # its memory image could not be restored; its disk is as it was at the suspend
+
+
+class Origin(StrEnum):
+    """How a machine came to run, which says how long that may take."""
+
+    COLD = "cold"  # booted
+    CLONE = "clone"  # restored from a template's memory
+    POOL = "pool"  # a clone that was waiting already
+    RESUME = "resume"  # restored from its own memory
+    FORK = "fork"  # restored from another running machine's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +76,11 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class MachineInfo:
-    """One machine as the node sees it. Times are epoch seconds; `stages` maps a stage's name to its seconds."""
+    """One machine as the node sees it. Times are epoch seconds; `stages` maps a stage's name to its seconds.
+
+    `cpu_seconds` counts all its runs, suspends included. `disk_bytes` is what its own layers and its saved memory
+    take on the host's disk. `note` says what people should know of its start, such as a fall back to a cold boot.
+    """
 
     machine: MachineId
     state: MachineState
@@ -72,11 +93,13 @@ class MachineInfo:
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
+    origin: Origin | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """The host in numbers; memory and disk in bytes."""
+    """The host in numbers; memory and disk in bytes. `pool_ready` clones wait of the `pool_wanted` there should be."""
 
     name: str
     accelerator: str  # "kvm" or "tcg"
@@ -87,6 +110,9 @@ class HostInfo:
     disk_free: int
     image: str
     boot_id: str
+    templates: int = 0
+    pool_ready: int = 0
+    pool_wanted: int = 0
 
 
 class ByteStream(Protocol):
@@ -109,9 +135,10 @@ class Node(Protocol):
     """A host that runs machines. Every call may raise NodeUnreachable, NotAllowed and HypervisorError."""
 
     async def machine_start(self, spec: MachineSpec) -> MachineInfo:
-        """Queue a cold boot and return at once; a disk of that machine id is used again if one is there.
+        """Take a waiting clone, or queue a clone or a cold boot; returns at once, READY already where one waited.
 
-        MachineExists while that machine is not STOPPED; HostFull, ImageMissing. Wait with `machine_wait`.
+        A disk of that machine id is used again if one is there, by a cold boot. MachineExists while that machine is
+        not STOPPED; HostFull, ImageMissing. Wait with `machine_wait`.
         """
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
@@ -126,7 +153,28 @@ class Node(Protocol):
     async def machine_stop(self, machine: MachineId) -> MachineInfo:
         """Shut the gate, then end the guest (its disk is flushed first where it answers); the disk stays. Repeatable.
 
-        Returns when the domain is gone. MachineGone if unknown.
+        Also ends a SUSPENDED one, whose memory is dropped. Returns when the domain is gone. MachineGone if unknown.
+        """
+
+    async def machine_suspend(self, machine: MachineId) -> MachineInfo:
+        """Write the memory of a READY machine to disk and end its domain; returns when it is SUSPENDED. Repeatable.
+
+        MachineGone if it is unknown or does not run. HostFull or HypervisorError if its memory cannot be kept: it
+        then runs on.
+        """
+
+    async def machine_resume(self, machine: MachineId) -> MachineInfo:
+        """Queue a SUSPENDED machine to go on where it was, and return at once; wait with `machine_wait`. Repeatable.
+
+        It ends up READY, or STOPPED with RESUME_FAILED and its disk as it was. MachineGone if it is unknown or
+        STOPPED; HostFull.
+        """
+
+    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+        """A copy of the READY machine `source`, memory and disk, as `spec.machine` with an identity of its own.
+
+        Both go on. Sizes and image are the source's, whatever `spec` says. Returns once the copy is taken, with the
+        new machine QUEUED or further. MachineGone if the source does not run, MachineExists, HostFull.
         """
 
     async def machine_forget(self, machine: MachineId) -> None:
@@ -159,16 +207,19 @@ def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:
         "cpu_seconds": info.cpu_seconds,
         "disk_bytes": info.disk_bytes,
         "stages": dict(info.stages),
+        "origin": info.origin.value if info.origin else None,
+        "note": info.note,
     }
 
 
 def machine_info_from_json(data: Mapping[str, Any]) -> MachineInfo:
     """The inverse of `machine_info_to_json`."""
-    reason = data["stop_reason"]
+    reason, origin = data["stop_reason"], data["origin"]
     return MachineInfo(
         **{
             **data,
             "state": MachineState(data["state"]),
             "stop_reason": StopReason(reason) if reason else None,
+            "origin": Origin(origin) if origin else None,
         }
     )

@@ -1,7 +1,8 @@
 """A node in memory whose machines have a real agent, run natively; failures on demand.
 
 For tests of the rings above: state, order and errors are as with a real node, calls to a guest are answered by the
-guest's own agent program over the guest's own channel, and booting takes `boot_delay` seconds instead of two.
+guest's own agent program over the guest's own channel, and booting takes `boot_delay` seconds instead of two. A
+suspended machine's processes stand still; a fork has the files of the original, but none of its processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from vm.api import (
     MachineInfo,
     MachineSpec,
     MachineState,
+    Origin,
     StopReason,
 )
 from vm.errors import MachineExists, MachineGone, StreamReset, VmError
@@ -35,7 +38,14 @@ from vm.guest.channel import Channel
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _TURN = 0.005  # seconds between looks: waiting must work from any event loop, so nothing here belongs to one
-_LIVE = (MachineState.QUEUED, MachineState.STARTING, MachineState.READY, MachineState.LOST)
+_LIVE = (
+    MachineState.QUEUED,
+    MachineState.STARTING,
+    MachineState.READY,
+    MachineState.LOST,
+    MachineState.SUSPENDING,
+    MachineState.SUSPENDED,
+)
 
 
 class _Guest:
@@ -85,10 +95,29 @@ class _Guest:
 
     async def detach(self) -> None:
         """Break every stream, as when the machine is gone; the process ends with its socket."""
+        await self._break_streams()
+        self.kill()
+
+    async def freeze(self) -> None:
+        """Break every stream and let nothing run on: a machine whose memory was saved."""
+        await self._break_streams()
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """What was frozen goes on."""
+        self._signal(signal.SIGCONT)
+
+    async def _break_streams(self) -> None:
         if self._channel is not None and self._loop is asyncio.get_running_loop():
             await self._channel.close()
         self._channel = None
-        self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        for pid in _descendants(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         if self._socket is not None:
@@ -100,6 +129,16 @@ class _Guest:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for parent in found:
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                found += map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())
+    return found
 
 
 @dataclass(slots=True)
@@ -179,6 +218,7 @@ class FakeNode:
             memory_mib=spec.memory_mib,
             vcpus=spec.vcpus,
             since=time.time(),
+            origin=Origin.COLD,
         )
         self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine))
         self._history.append(info)
@@ -215,6 +255,44 @@ class FakeNode:
             await known.guest.detach()
             self._advance()
         return known.info
+
+    async def machine_suspend(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_suspend")
+        known = self._get(machine)
+        if known.info.state is MachineState.SUSPENDED:
+            return known.info
+        if known.info.state is not MachineState.READY:
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        self._set(machine, MachineState.SUSPENDING)
+        await known.guest.freeze()
+        self._set(machine, MachineState.SUSPENDED)
+        return known.info
+
+    async def machine_resume(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_resume")
+        known = self._get(machine)
+        if known.info.state is MachineState.STOPPED:
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        if known.info.state is MachineState.SUSPENDED:
+            known.guest.thaw()
+            self._set(machine, MachineState.QUEUED, origin=Origin.RESUME)
+            self._advance()
+        return known.info
+
+    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_fork")
+        original = self._get(source)
+        if original.info.state is not MachineState.READY:
+            raise MachineGone(f"machine {source} is {original.info.state}")
+        same = replace(spec, memory_mib=original.spec.memory_mib, vcpus=original.spec.vcpus)
+        info = await self.machine_start(same)
+        if self.disk(source).exists():
+            shutil.copytree(self.disk(source), self.disk(spec.machine), symlinks=True, dirs_exist_ok=True)
+        self._machines[spec.machine].info = replace(info, origin=Origin.FORK)
+        return self._get(spec.machine).info
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""

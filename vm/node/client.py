@@ -36,9 +36,7 @@ class NodeClient:
 
     async def machine_start(self, spec: MachineSpec) -> MachineInfo:
         """See vm.api.Node."""
-        fields = asdict(spec)
-        fields["identity"]["env"] = dict(spec.identity.env)
-        return machine_info_from_json(await self._call("machine_start", spec.machine, {"spec": fields}))
+        return machine_info_from_json(await self._call("machine_start", spec.machine, {"spec": _spec_to_json(spec)}))
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
         """See vm.api.Node."""
@@ -56,6 +54,18 @@ class NodeClient:
     async def machine_stop(self, machine: MachineId) -> MachineInfo:
         """See vm.api.Node."""
         return machine_info_from_json(await self._call("machine_stop", machine))
+
+    async def machine_suspend(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        return machine_info_from_json(await self._call("machine_suspend", machine))
+
+    async def machine_resume(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node."""
+        return machine_info_from_json(await self._call("machine_resume", machine))
+
+    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+        """See vm.api.Node."""
+        return machine_info_from_json(await self._call("machine_fork", source, {"spec": _spec_to_json(spec)}))
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
@@ -118,6 +128,12 @@ class NodeClient:
     def _secret(self) -> bytes:
         # Read for each call: an installation's key may be made after this client
         return self._key if isinstance(self._key, bytes) else read_key(self._key)
+
+
+def _spec_to_json(spec: MachineSpec) -> dict[str, Any]:
+    fields = asdict(spec)
+    fields["identity"]["env"] = dict(spec.identity.env)
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
