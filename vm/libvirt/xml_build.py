@@ -73,6 +73,59 @@ def domain(plan: DomainPlan) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What differs between a machine and its clone: everything that is on the host under a name."""
+
+    name: str
+    uuid: str
+    disk: Path
+    agent_socket: Path
+    tap: str
+
+
+def moved(xml: str, place: Place) -> str:
+    """The XML of a saved domain as that of another one at `place`; all that the guest can see stays as it is."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 (libvirt wrote it)
+    _text(root, "name", place.name)
+    _text(root, "uuid", place.uuid)
+    disk = _find(root, "devices/disk[@device='disk']")
+    _find(disk, "source").set("file", str(place.disk))
+    # libvirt would believe this instead of the chain that is written in the disk's own header
+    for known in disk.findall("backingStore"):
+        disk.remove(known)
+    _find(root, "devices/interface/target").set("dev", place.tap)
+    _find(root, "devices/channel/source").set("path", str(place.agent_socket))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def disk_of(xml: str) -> Path:
+    """The file that the domain's root disk writes to."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 (libvirt wrote it)
+    return Path(_find(root, "devices/disk[@device='disk']/source").attrib["file"])
+
+
+def snapshot(*, memory: Path, overlay: Path) -> str:
+    """A snapshot of memory and disk together: memory into a file, new writes into an overlay that is there already."""
+    root = ElementTree.Element("domainsnapshot")
+    _add(root, "memory", snapshot="external", file=str(memory))
+    disk = _add(_add(root, "disks"), "disk", name="vda", snapshot="external", type="file")
+    _add(disk, "driver", type="qcow2")
+    _add(disk, "source", file=str(overlay))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _find(parent: ElementTree.Element, path: str) -> ElementTree.Element:
+    found = parent.find(path)
+    if found is None:
+        raise ValueError(f"a domain without {path}")
+    return found
+
+
+def _text(parent: ElementTree.Element, path: str, text: str) -> None:
+    _find(parent, path).text = text
+
+
 def _add(parent: ElementTree.Element, tag: str, text: str | None = None, /, **attributes: str) -> ElementTree.Element:
     element = ElementTree.SubElement(parent, tag, attributes)
     element.text = text
