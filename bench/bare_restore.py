@@ -79,7 +79,8 @@ def restored(image: Path, memory: Path, disk: Path, *, memory_mib: int, vcpus: i
     """Seconds from starting QEMU on that memory until `true` has run in the guest."""
     with tempfile.TemporaryDirectory(prefix="atoll-bare-") as work:
         overlay, channel, monitor = Path(work) / "disk.qcow2", Path(work) / "channel", Path(work) / "qmp"
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"backing_file={disk},backing_fmt=qcow2", overlay]
+        backing = f"backing_file={disk},backing_fmt=qcow2"
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", backing, str(overlay)]
         if subprocess.call(create) != 0:
             raise CallFailed("qemu-img could not make the disk")
         began = time.monotonic()

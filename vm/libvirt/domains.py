@@ -7,7 +7,7 @@ from pathlib import Path
 
 import libvirt
 
-from vm.errors import MachineGone
+from vm.errors import HypervisorError, MachineGone
 from vm.libvirt import xml_build
 from vm.libvirt.connection import Connection
 from vm.libvirt.errors import translated
@@ -33,6 +33,16 @@ def domain_resume(conn: Connection, name: str) -> None:
     """Let its processor run. MachineGone."""
     with translated():
         conn.raw.lookupByName(name).resume()
+
+
+def may_start_unasked(conn: Connection, xml: str) -> bool:
+    """Whether this libvirt takes such a domain: it means a name that another version may not know."""
+    try:
+        with translated():
+            conn.raw.domainXMLToNative("qemu-argv", xml, 0)
+    except HypervisorError:
+        return False
+    return True
 
 
 def domain_pause(conn: Connection, name: str) -> None:

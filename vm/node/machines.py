@@ -39,8 +39,9 @@ log = logging.getLogger("atoll.node")
 _MACHINE = re.compile(r"[0-9a-f]{32}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _LIMITS = {"memory_mib": (128, 65_536), "vcpus": (1, 32), "disk_gib": (1, 1024)}
-_SHUTDOWN_PATIENCE = 3.0
+_SHUTDOWN_PATIENCE = 10.0  # seconds a guest has to write what is dirty: it may be somebody's work
 _SUBSCRIBER_ROOM = 1000
+_FLUSHING = 10.0
 _SAVING = 300.0  # seconds for which writing a machine's memory may take
 MAX_BOOTS = 3
 MAX_LAYERS = 6
@@ -216,6 +217,8 @@ class Machines:
         record = machine.record
         name, memory = self.names.of(record.body), self.layout.memory(record.machine)
         began = time.monotonic()
+        # Its disk must be whole even if its memory is never seen again
+        await self._flush(machine)
         if machine.work is not None:
             machine.work.cancel()
             await asyncio.wait([machine.work])
@@ -291,11 +294,8 @@ class Machines:
         name, fresh = self.names.of(mine.body), secrets.token_hex(16)
         memory = self.scratch / f"{record.body}.save"
         began = time.monotonic()
-        if original.channel is not None:
-            # What is dirty is written before, so that the original stands still for as short as can be
-            with suppress(VmError, TimeoutError):
-                async with asyncio.timeout(10):
-                    await call(await original.channel.open(timeout=1), "sync")
+        # What is dirty is written before, so that the original stands still for as short as can be
+        await self._flush(original)
 
         def snapshot() -> None:
             base = self.layout.disk(mine.disks[0])
@@ -326,6 +326,13 @@ class Machines:
             del self._forks[record.body]
         self.enqueue(machine)
         self._merge_if_long(original)
+
+    async def _flush(self, machine: Machine) -> None:
+        """Have the guest write what is dirty to its disk, if it answers in time."""
+        if machine.channel is not None:
+            with suppress(VmError, TimeoutError):
+                async with asyncio.timeout(_FLUSHING):
+                    await call(await machine.channel.open(timeout=1), "sync")
 
     def _merge_if_long(self, machine: Machine) -> None:
         if len(machine.record.disks) > MAX_LAYERS:
@@ -485,6 +492,10 @@ class Machines:
             await asyncio.wait([*endings, *work], timeout=15)
         with suppress(VmError):
             await self.pool.close()
+        if self.starter.groups is not None:
+            self.starter.groups.close()
+        with suppress(OSError):
+            self.scratch.rmdir()
         for machine in self.known.values():
             if machine.channel is not None:
                 await machine.channel.close()

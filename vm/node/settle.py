@@ -212,6 +212,10 @@ def strays(machines: Machines, wanted: Expected) -> list[Stray]:
     found += [Stray("socket", str(path)) for path in layout.agents.iterdir() if path.stem not in wanted.bodies]
     # A tap in use is in its machine's namespace
     found += [Stray("tap", name) for name in tap_names(machines.names.tap_prefix)]
+    groups = machines.starter.groups
+    found += [Stray("group", name) for name in (groups.members() if groups else ()) if name not in wanted.bodies]
+    logs = (layout.libvirt / "log" / "qemu").glob(f"{machines.names.prefix}*.log")
+    found += [Stray("log", str(path)) for path in logs if path.stem not in names]
     found += [Stray("image", str(path)) for path in machines.scratch.iterdir() if path.stem not in wanted.images]
     found += [Stray("layer", str(path)) for path in layout.disks.iterdir() if path.stem not in wanted.layers]
     saved = layout.machines.glob("*/memory.*")
@@ -232,6 +236,9 @@ def remove(machines: Machines, stray: Stray) -> None:
         namespace_remove(stray.name)
     elif stray.kind == "tap":
         tap_remove(stray.name)
+    elif stray.kind == "group":
+        if machines.starter.groups is not None:
+            machines.starter.groups.release(stray.name)
     else:
         Path(stray.name).unlink(missing_ok=True)
 

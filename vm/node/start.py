@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vm.api import Origin
 from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset
 from vm.guest.calls import call
 from vm.guest.channel import Channel
+from vm.host.cgroups import Bounds, ControlGroups
 from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
 from vm.net import nftables
@@ -58,6 +60,10 @@ class Starter:
         self._conn = conn
         self._accelerator = accelerator
         self._scratch = scratch
+        self._unasked: bool | None = None
+        # systemd's host: there the groups are libvirt's to make
+        self._libvirt_bounds = bool(config.libvirt_uri) or Path("/run/systemd/system").exists()
+        self.groups = None if self._libvirt_bounds else ControlGroups(names.prefix.rstrip("-"))
         user = pwd.getpwnam(config.machine_user)
         self.owner = (user.pw_uid, user.pw_gid)
 
@@ -84,7 +90,7 @@ class Starter:
                     if record.origin is not Origin.RESUME:
                         image.unlink(missing_ok=True)
             # Before its processor has run an instruction: the guest never sees a network it must not reach
-            await self._stage(record, "tap", lambda record: tap_move(record.tap, self._names.of(record.body)))
+            await self._stage(record, "tap", self._enclose)
             with _timed(record, "agent"):
                 self.commit(record)
                 channel = self.channel(record.body, changed)
@@ -126,6 +132,9 @@ class Starter:
         finally:
             await self._blocking(record, lambda: self._network_gone(record))
             self._layout.agent(record.body).unlink(missing_ok=True)
+            if self.groups is not None:
+                self.groups.release(record.body)
+            (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
 
     def _network_gone(self, record: Record) -> None:
         namespace_remove(self._names.of(record.body))
@@ -165,9 +174,27 @@ class Starter:
             )
 
     def _create(self, record: Record) -> None:
-        plan = self.plan(record)
+        plan = self._plan(record)
         plan.agent_socket.unlink(missing_ok=True)
-        domains.domain_create(self._conn, xml_build.domain(plan))
+        if self._unasked is None:
+            self._unasked = domains.may_start_unasked(self._conn, xml_build.domain(plan))
+        domains.domain_create(self._conn, xml_build.domain(replace(plan, unasked=self._unasked)))
+
+    def _enclose(self, record: Record) -> None:
+        """Put what runs now where it belongs: its tap into its namespace, its process into its group."""
+        name = self._names.of(record.body)
+        tap_move(record.tap, name)
+        if self.groups is not None:
+            try:
+                pid = int((self._layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
+                self.groups.bound(record.body, pid, self._bounds(record))
+            except (OSError, ValueError) as error:
+                raise HypervisorError(f"its process could not be bounded: {error}") from error
+
+    def _bounds(self, record: Record) -> Bounds:
+        # QEMU's own memory beside the guest's, its translations included; half a core for its disk and its channel
+        beside = self._config.tb_cache_mib + 512
+        return Bounds(memory=(record.memory_mib + beside) * 2**20, cpus=record.spec.vcpus + 0.5)
 
     def _image(self, record: Record) -> Path:
         """Where in memory its save image lies."""
@@ -205,8 +232,7 @@ class Starter:
         )
         return xml_build.moved(save_image.read(image).xml, place)
 
-    def plan(self, record: Record) -> xml_build.DomainPlan:
-        """What a cold boot makes."""
+    def _plan(self, record: Record) -> xml_build.DomainPlan:
         image = image_find(self._config.image_cache, record.image)
         return xml_build.DomainPlan(
             name=self._names.of(record.body),
@@ -222,6 +248,7 @@ class Starter:
             tap=record.tap,
             mac=MAC,
             tb_cache_mib=self._config.tb_cache_mib,
+            bounds=self._bounds(record) if self._libvirt_bounds else None,
         )
 
     async def _blocking(self, record: Record, work: Callable[[], None], *, deadline: float = _QUICK) -> None:

@@ -117,34 +117,47 @@ def _seed(entropy: str) -> bytes:
 def _add_entropy(seed: bytes) -> None:
     # struct rand_pool_info: bits of entropy, size of the buffer, the buffer
     block = (8 * len(seed)).to_bytes(4, "little") + len(seed).to_bytes(4, "little") + seed
-    with open("/dev/urandom", "wb", buffering=0) as pool:
+    pool = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
         for request, argument in ((_RNDADDENTROPY, block), (_RNDRESEEDCRNG, None)):
             # A kernel that did not take it would go on with the numbers of every other clone
-            if _libc.ioctl(pool.fileno(), request, argument) != 0:
+            if _libc.ioctl(pool, request, argument) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "/dev/urandom")
+    finally:
+        os.close(pool)
 
 
 def _set_name(hostname: str, seed: bytes) -> None:
     encoded = hostname.encode()
     _libc.sethostname(encoded, len(encoded))
-    _write("/etc/hostname", f"{hostname}\n")
-    _write("/etc/hosts", _hosts(hostname))
+    _write("/etc/hostname", encoded + b"\n")
+    _write("/etc/hosts", _hosts(encoded))
     if len(seed) >= 16:
         # Bytes of its own, not those that went to the kernel: everybody may read this file
-        _write("/etc/machine-id", seed[:16].hex() + "\n")
+        _write("/etc/machine-id", seed[:16].hex().encode() + b"\n")
 
 
-def _hosts(hostname: str) -> str:
+def _hosts(hostname: bytes) -> bytes:
     """/etc/hosts with this name; what else somebody wrote there stays."""
     try:
-        with open("/etc/hosts", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+        file = os.open("/etc/hosts", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+        lines = [b"127.0.0.1\tlocalhost", b"::1\tlocalhost ip6-localhost ip6-loopback"]
+    else:
+        try:
+            lines = os.read(file, 1_048_576).splitlines()
+        finally:
+            os.close(file)
     # sudo looks its host up: without a line of its own that would wait for a resolver
-    return "\n".join([*(line for line in lines if not line.startswith("127.0.1.1")), f"127.0.1.1\t{hostname}", ""])
+    return b"\n".join([*(line for line in lines if not line.startswith(b"127.0.1.1")), b"127.0.1.1\t" + hostname, b""])
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", errors="surrogateescape") as file:
-        file.write(text)
+def _write(path: str, content: bytes) -> None:
+    # In place: a guest that was just restored has run none of this yet, and each step of it is slow the first time
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(file).st_size > len(content):
+            os.ftruncate(file, 0)
+        os.write(file, content)
+    finally:
+        os.close(file)
