@@ -216,7 +216,7 @@ def strays(machines: Machines, wanted: Expected) -> list[Stray]:
     found += [Stray("group", name) for name in (groups.members() if groups else ()) if name not in wanted.bodies]
     logs = (layout.libvirt / "log" / "qemu").glob(f"{machines.names.prefix}*.log")
     found += [Stray("log", str(path)) for path in logs if path.stem not in names]
-    found += [Stray("image", str(path)) for path in machines.scratch.iterdir() if path.stem not in wanted.images]
+    found += [Stray("image", str(path)) for path in machines.scratch.glob("*") if path.stem not in wanted.images]
     found += [Stray("layer", str(path)) for path in layout.disks.iterdir() if path.stem not in wanted.layers]
     saved = layout.machines.glob("*/memory.*")
     found += [Stray("memory", str(path)) for path in saved if path.parent.name not in wanted.memories]

@@ -202,6 +202,7 @@ class Starter:
 
     def _copy(self, record: Record) -> None:
         source = self._layout.template(record.template) / "memory.save"
+        self._scratch.mkdir(mode=0o700, exist_ok=True)  # whoever cleans /dev/shm does not know us
         try:
             save_image.clone(source, self._image(record), self._moved(record, source))
         except (ValueError, FileNotFoundError) as error:
