@@ -118,10 +118,8 @@ class World:
     # -- turns
 
     async def turn(self) -> None:
-        operation = self.random.choice(
-            [self.create, self.create, self.write, self.write, self.suspend, self.resume, self.stop, self.start]
-            + [self.fork, self.fork, self.forget]
-        )
+        often = (self.create, self.write, self.fork)
+        operation = self.random.choice([*often, *often, self.suspend, self.resume, self.stop, self.start, self.forget])
         self.done.append(operation.__name__)
         under_way = asyncio.ensure_future(operation())
         if self.random.random() < 0.5:
