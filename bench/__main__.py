@@ -31,7 +31,7 @@ def main() -> None:
             "burst": sdk.eight_at_once,
             "idle": lambda: idle.idle(installation),
             "tti": lambda: [*tti.tti(installation), *tti.clones(image, Path(work) / "clones")],
-            "suspend": lambda: suspend.suspend(installation),
+            "suspend": suspend.suspend,
         }
         parser = argparse.ArgumentParser(prog="python -m bench")
         parser.add_argument("names", nargs="*", help=f"what to measure (default: all): {', '.join(measurements)}")

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from bench.report import Number, median
-from bench.tti import MEMORY, node_of
-from tests.installation import Installation
+from bench.tti import MEMORY
+from tests.live.nodes import NodeProcess
 from vm.api import Identity, MachineSpec, MachineState, Node
 from vm.guest.calls import GuestCall, call
 from vm.node.hostinfo import memory_available
@@ -22,13 +22,19 @@ _FILL = f"import os, time; kept = os.urandom({DIRTY} * 10**6); print('full', flu
 _TICK = "import time\nwhile True:\n    print(flush=True)\n    time.sleep(0.002)\n"
 
 
-def suspend(installation: Installation) -> list[Number]:
-    """On machines of the installation's node, through its own socket."""
-    return asyncio.run(_suspend(installation))
+def suspend() -> list[Number]:
+    """On a node of its own, because an installation would remove machines that none of its rows names."""
+    process = NodeProcess(clones=True, warm=(MEMORY, 2, 10), pool_floor=1, pool_ceiling=1)
+    process.start()
+    try:
+        return asyncio.run(_suspend(process.client))
+    finally:
+        process.close()
 
 
-async def _suspend(installation: Installation) -> list[Number]:
-    node = node_of(installation)
+async def _suspend(node: Node) -> list[Number]:
+    while not (await node.host_info()).pool_ready:  # noqa: ASYNC110 (its template is being baked)
+        await asyncio.sleep(0.2)
     async with _machine(node) as machine:
         await _output_of(node, machine, _FILL)
         down, up = [], []

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from vm.api import MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
 from vm.background import spawn
@@ -22,17 +21,18 @@ from vm.host.kvm import boot_id
 from vm.host.memory import OutOfMemoryWatch
 from vm.libvirt import domains
 from vm.libvirt.connection import Connection, Event, Happening
+from vm.node.admission import lacking_mib
 from vm.node.config import NodeConfig
 from vm.node.hostinfo import memory_available, memory_total
 from vm.node.keeper import Keeper, Machine
 from vm.node.lanes import Lanes
+from vm.node.layers import MAX_LAYERS, Layers
 from vm.node.pool import Pool
 from vm.node.records import Names, Record
 from vm.node.start import Starter
 from vm.node.templates import Templates, size_of
 from vm.storage.images import image_find
 from vm.storage.layout import LayerId, Layout
-from vm.storage.qcow2 import layers_of, overlay_create
 
 log = logging.getLogger("atoll.node")
 
@@ -44,8 +44,6 @@ _SUBSCRIBER_ROOM = 1000
 _FLUSHING = 10.0
 _SAVING = 300.0  # seconds for which writing a machine's memory may take
 MAX_BOOTS = 3
-MAX_LAYERS = 6
-"""Layers of one disk above which they are merged into the one that is written to."""
 RUNNING = (MachineState.READY, MachineState.LOST)
 
 
@@ -67,7 +65,7 @@ class Machines:
         self.templates = Templates(config, layout, names, lanes, conn, self.starter, accelerator)
         self.pool = Pool(config, layout, names, lanes, conn, self.starter, self.templates, self._idle)
         self.known: dict[MachineId, Machine] = {}
-        self._forks: dict[MachineId, Path] = {}
+        self.layers = Layers(config, layout, names, lanes, conn, self.starter.owner)
         self._out_of_memory = OutOfMemoryWatch()
         self._queue: list[Machine] = []
         self._booting: set[MachineId] = set()
@@ -291,39 +289,19 @@ class Machines:
 
     async def _fork(self, original: Machine, machine: Machine) -> None:
         mine, record = original.record, machine.record
-        name, fresh = self.names.of(mine.body), secrets.token_hex(16)
         memory = self.scratch / f"{record.body}.save"
         began = time.monotonic()
         # What is dirty is written before, so that the original stands still for as short as can be
         await self._flush(original)
 
-        def snapshot() -> None:
-            base = self.layout.disk(mine.disks[0])
-            overlay_create(
-                self.layout.disk(fresh),
-                backing=base,
-                backing_format="qcow2",
-                size_gib=mine.spec.disk_gib,
-                owner=self.starter.owner,
-            )
-            try:
-                domains.domain_snapshot(self.conn, name, memory=memory, overlay=self.layout.disk(fresh))
-            except VmError:
-                memory.unlink(missing_ok=True)
-                if domains.domain_disk(self.conn, name) != self.layout.disk(fresh):
-                    self.layout.disk(fresh).unlink(missing_ok=True)
-                raise
-
-        self._forks[record.body] = self.layout.disk(fresh)
-        try:
-            await self.lanes.run(name, snapshot, deadline=_SAVING)
+        name = self.names.of(mine.body)
+        with self.layers.fresh() as fresh:
+            await self.lanes.run(name, lambda: self.layers.snapshot(mine, fresh, memory), deadline=_SAVING)
             record.disks = [secrets.token_hex(16), *mine.disks]
             mine.disks = [fresh, *mine.disks]
             mine.save(self.layout)
             record.stages["snapshot"] = round(time.monotonic() - began, 4)
             record.save(self.layout)
-        finally:
-            del self._forks[record.body]
         self.enqueue(machine)
         self._merge_if_long(original)
 
@@ -339,27 +317,15 @@ class Machines:
             spawn(self._merge(machine), name=f"merge {machine.record.machine}")
 
     async def _merge(self, machine: Machine) -> None:
-        """Copy a disk's lower layers into the one that is written to, beside the guest; nothing below is changed."""
-        record = machine.record
-        name = self.names.of(record.body)
-        image = image_find(self.config.image_cache, record.image).root
         async with machine.busy:
             try:
                 self._require_running(machine)
-                await self.lanes.run(name, lambda: domains.domain_pull(self.conn, name, base=image), deadline=30)
-                while await self._pulling(name):  # noqa: ASYNC110 (a thread of libvirt's knows, and is asked)
-                    await asyncio.sleep(0.2)
-                disk = self.layout.disk(record.disks[0])
-                layers = await self.lanes.run(name, lambda: layers_of(disk), deadline=30)
+                await self.layers.merge(machine.record)
             except VmError as error:
-                log.warning("machine %s: its disk's layers could not be merged yet: %s", record.machine, error)
+                log.warning("machine %s: its disk's layers are not merged yet: %s", machine.record.machine, error)
                 return
-            record.disks = [path.stem for path in layers[:-1]]
-            self._save(record)
-        await self._sweep_layers()
-
-    async def _pulling(self, name: str) -> bool:
-        return await self.lanes.run(name, lambda: domains.domain_pulling(self.conn, name), deadline=30)
+            self._save(machine.record)
+        await self.layers.sweep(self.needed_layers())
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""
@@ -375,24 +341,12 @@ class Machines:
         name = self.names.of(known.record.body)
         await self.lanes.run(name, lambda: shutil.rmtree(place, ignore_errors=True), deadline=60)
         self.lanes.forget(name)
-        await self._sweep_layers()
+        await self.layers.sweep(self.needed_layers())
 
-    async def _sweep_layers(self) -> None:
-        """Remove the layers that nobody needs any more."""
-        needed = self.layers()
-
-        def sweep() -> None:
-            for path in self.layout.disks.glob("*.qcow2"):
-                if path.stem not in needed:
-                    path.unlink(missing_ok=True)
-
-        await self.lanes.run("layers", sweep, deadline=60)
-
-    def layers(self) -> set[LayerId]:
+    def needed_layers(self) -> set[LayerId]:
         """Every layer that somebody needs now."""
         machines = {layer for machine in self.known.values() for layer in machine.record.disks}
-        forks = {path.stem for path in self._forks.values()}
-        return machines | forks | self.pool.layers() | self.templates.layers()
+        return machines | self.layers.being_made | self.pool.layers() | self.templates.layers()
 
     async def open_stream(self, machine: MachineId) -> GuestStream:
         """See vm.api.Node.stream_open."""
@@ -696,19 +650,14 @@ class Machines:
         return [machine for machine in self.known.values() if machine.record.state not in _WITHOUT_DOMAIN]
 
     def _lacking_mib(self, record: Record) -> int:
-        """By how much the host's memory is too small for it; what is given and what is really free both count.
-
-        Half of a machine's memory is page cache and pages that its guest never touches.
-        """
-        total, available = memory_total() // 2**20, memory_available() // 2**20
-        taken = sum(machine.record.memory_mib for machine in self._with_memory()) + self.pool.committed_mib
-        # Those that have not come up yet have not taken theirs
-        coming = sum(
-            machine.record.memory_mib // 2 for machine in self._with_memory() if machine.record.state not in RUNNING
-        )
-        return max(
-            taken + record.memory_mib - total * 3 // 2,
-            coming + record.memory_mib // 2 + self.config.memory_reserve_mib - available,
+        with_memory = self._with_memory()
+        return lacking_mib(
+            wanted=record.memory_mib,
+            given=sum(machine.record.memory_mib for machine in with_memory) + self.pool.committed_mib,
+            coming=sum(m.record.memory_mib for m in with_memory if m.record.state not in RUNNING),
+            reserve=self.config.memory_reserve_mib,
+            total=memory_total() // 2**20,
+            available=memory_available() // 2**20,
         )
 
 

@@ -159,6 +159,10 @@ class Pool:
                 log.warning("the pool could not do its next step: %s", error)
 
     async def _one_step(self) -> bool:
+        if self._waiting and memory_available() // 2**20 < self._config.memory_reserve_mib:
+            log.warning("the host is short of memory: a clone of the pool gives its own back")
+            await self.drop(self._waiting[0])
+            return True
         if not self._config.clones or not self._idle():
             return False
         waiting: dict[Size, int] = {}

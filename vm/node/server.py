@@ -29,7 +29,8 @@ from vm.node.lanes import Lanes
 from vm.node.machines import Machines
 from vm.node.reaper import reap_on_sigchld
 from vm.node.records import Names, spec_from_json
-from vm.node.settle import settle, sweep_for_ever
+from vm.node.settle import settle
+from vm.node.sweep import sweep_for_ever
 from vm.storage.images import image_find
 from vm.storage.layout import Layout
 

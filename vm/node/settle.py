@@ -1,15 +1,12 @@
-"""What a node does before it serves, and again and again: makes records and host agree, whatever it was killed at."""
+"""What a node does before it serves: makes records and host agree, whatever the last one was killed at."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vm.api import MachineState, Origin, StopReason
@@ -17,25 +14,22 @@ from vm.errors import VmError
 from vm.host.kvm import boot_id
 from vm.libvirt import domains, save_image
 from vm.libvirt.domains import DomainState
-from vm.net.namespace import namespace_names, namespace_remove, tap_names, tap_remove
 from vm.node.keeper import Machine
 from vm.node.machines import MAX_BOOTS, RUNNING, Machines
 from vm.node.records import Record, record_load
+from vm.node.sweep import PATIENCE, expected, sweep_all
 from vm.storage.qcow2 import layers_of
 
 log = logging.getLogger("atoll.node")
-_PATIENCE = 60.0
-SWEEP_EVERY = 20.0
-"""Seconds between looks of a node that serves; what is nobody's in two of them in a row is removed."""
 
 
 async def settle(machines: Machines) -> None:
     """Adopt what runs, queue again what was starting, end the rest with a reason, and remove what no record names."""
     machines.layout.disks.mkdir(mode=0o711, exist_ok=True)
     records = _load(machines)
-    await machines.lanes.run("settle", machines.templates.load, deadline=_PATIENCE)
+    await machines.lanes.run("settle", machines.templates.load, deadline=PATIENCE)
     found = await machines.lanes.run(
-        "settle", lambda: domains.domain_list(machines.conn, machines.names.prefix), deadline=_PATIENCE
+        "settle", lambda: domains.domain_list(machines.conn, machines.names.prefix), deadline=PATIENCE
     )
     existing = {domain.name: domain for domain in found}
     adopted: list[Machine] = []
@@ -60,7 +54,7 @@ async def settle(machines: Machines) -> None:
             machines.stopped(machine, *verdict)
     kept = {machine.record.body for machine in adopted}
     wanted = expected(machines, kept=kept)
-    await machines.lanes.run("settle", lambda: _sweep_all(machines, wanted), deadline=_PATIENCE)
+    await machines.lanes.run("settle", lambda: sweep_all(machines, wanted), deadline=PATIENCE)
     for machine in adopted:
         await _adopt(machines, machine)
     for machine in again:
@@ -122,7 +116,7 @@ async def _adopt(machines: Machines, machine: Machine) -> None:
         return [path.stem for path in layers[:-1]]
 
     try:
-        record.disks = await machines.lanes.run(name, look, deadline=_PATIENCE)
+        record.disks = await machines.lanes.run(name, look, deadline=PATIENCE)
     except VmError as error:
         log.warning("machine %s: %s", record.machine, error)
     if record.state not in RUNNING:
@@ -164,118 +158,3 @@ def _modernise(machines: Machines, place: Path) -> None:
     stopped = {"state": "stopped", "stop_reason": "hypervisor_died", "detail": "Atoll was updated"}
     data.update(stopped if data["state"] != "stopped" else {}, body=body, disks=[layer], fresh=False, origin="cold")
     path.write_text(json.dumps(data))
-
-
-# -- sweeping ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Stray:
-    """Something of ours on the host that nobody needs: `kind` says what, `name` which."""
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What there may be on the host: bodies, layers, images in memory by their bodies, and suspended machines."""
-
-    bodies: frozenset[str]
-    layers: frozenset[str]
-    images: frozenset[str]
-    memories: frozenset[str]
-
-
-def expected(machines: Machines, *, kept: set[str] | None = None) -> Expected:
-    """What records, pool and templates name now; `kept` instead of the bodies that may run. In the event loop."""
-    known = machines.known.values()
-    bodies = machines.bodies() if kept is None else kept
-    return Expected(
-        bodies=frozenset(bodies),
-        layers=frozenset(machines.layers()),
-        images=frozenset({m.record.body for m in known if m.record.origin is Origin.FORK} | bodies),
-        memories=frozenset(m.record.machine for m in known if _may_have_memory(m)),
-    )
-
-
-def strays(machines: Machines, wanted: Expected) -> list[Stray]:
-    """What is on the host now and is not expected there. Blocks."""
-    names = {machines.names.of(body) for body in wanted.bodies}
-    layout = machines.layout
-    found = [
-        Stray("domain", domain.name)
-        for domain in domains.domain_list(machines.conn, machines.names.prefix)
-        if domain.name not in names
-    ]
-    found += [Stray("namespace", name) for name in namespace_names(machines.names.prefix) if name not in names]
-    found += [Stray("socket", str(path)) for path in layout.agents.iterdir() if path.stem not in wanted.bodies]
-    # A tap in use is in its machine's namespace
-    found += [Stray("tap", name) for name in tap_names(machines.names.tap_prefix)]
-    groups = machines.starter.groups
-    found += [Stray("group", name) for name in (groups.members() if groups else ()) if name not in wanted.bodies]
-    logs = (layout.libvirt / "log" / "qemu").glob(f"{machines.names.prefix}*.log")
-    found += [Stray("log", str(path)) for path in logs if path.stem not in names]
-    found += [Stray("image", str(path)) for path in machines.scratch.glob("*") if path.stem not in wanted.images]
-    found += [Stray("layer", str(path)) for path in layout.disks.iterdir() if path.stem not in wanted.layers]
-    saved = layout.machines.glob("*/memory.*")
-    found += [Stray("memory", str(path)) for path in saved if path.parent.name not in wanted.memories]
-    return found
-
-
-def _may_have_memory(machine: Machine) -> bool:
-    return machine.record.state is not MachineState.STOPPED and not machine.record.committed
-
-
-def remove(machines: Machines, stray: Stray) -> None:
-    """Remove it. Repeatable; blocks."""
-    log.info("removing the %s %s: it is nobody's", stray.kind, stray.name)
-    if stray.kind == "domain":
-        domains.domain_destroy(machines.conn, stray.name)
-    elif stray.kind == "namespace":
-        namespace_remove(stray.name)
-    elif stray.kind == "tap":
-        tap_remove(stray.name)
-    elif stray.kind == "group":
-        if machines.starter.groups is not None:
-            machines.starter.groups.release(stray.name)
-    else:
-        Path(stray.name).unlink(missing_ok=True)
-
-
-def _sweep_all(machines: Machines, wanted: Expected) -> None:
-    for stray in strays(machines, wanted):
-        remove(machines, stray)
-    for path in machines.layout.machines.glob("*/*.new"):
-        path.unlink(missing_ok=True)
-
-
-async def sweep_for_ever(machines: Machines) -> None:
-    """Look again and again for what is nobody's, and for machines whose end nobody told of."""
-    suspected: set[Stray] = set()
-    missing: set[str] = set()
-    while True:
-        await asyncio.sleep(SWEEP_EVERY)
-        try:
-            found = set(
-                await machines.lanes.run("settle", partial(strays, machines, expected(machines)), deadline=_PATIENCE)
-            )
-            # Twice: between two looks something may just be coming or going
-            for stray in found & suspected:
-                await machines.lanes.run("settle", partial(remove, machines, stray), deadline=_PATIENCE)
-            suspected = found - suspected
-            missing = await _look_for_missing(machines, missing)
-        except (VmError, OSError) as error:
-            log.warning("could not look for leftovers: %s", error)
-
-
-async def _look_for_missing(machines: Machines, missing: set[str]) -> set[str]:
-    found = await machines.lanes.run(
-        "settle", lambda: domains.domain_list(machines.conn, machines.names.prefix), deadline=_PATIENCE
-    )
-    there = {machines.names.body(domain.name) for domain in found}
-    gone = {m.record.body for m in machines.known.values() if m.record.state in RUNNING and m.ending is None} - there
-    for machine in list(machines.known.values()):
-        if machine.record.body in gone & missing:
-            machines.vanished(machine)
-    return gone
