@@ -95,6 +95,11 @@ def test_terminals_have_colours_wide_characters_and_the_page_s_size(workspace: W
     )
 
 
+def test_it_is_said_that_there_is_no_network(workspace: Workspace) -> None:
+    """Nobody should have to find out by a program that fails."""
+    expect(workspace.page.get_by_text("No network yet")).to_be_visible()
+
+
 def test_a_second_terminal_is_another_shell(workspace: Workspace) -> None:
     page = workspace.page
     workspace.run("WHERE=first")
