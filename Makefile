@@ -2,9 +2,10 @@
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
 # Root is needed to start machines; whoever is not root is asked by sudo once, and keeps the settings he exported.
+# Where there is no sudo either, what is called says that it needs root.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || printf 'sudo --preserve-env')
 # `make bench tti` measures that alone
 MEASURED := $(if $(filter bench,$(MAKECMDGOALS)),$(filter-out bench,$(MAKECMDGOALS)))
-ROOT := $(shell [ "$$(id -u)" = 0 ] || printf 'sudo --preserve-env')
 
 .PHONY: up down env doctor login-link disk disk-clean test lint bench soak $(MEASURED)
 

@@ -118,15 +118,15 @@ class Env(BaseSettings):
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             made = path.with_name(f"secret_key.{os.getpid()}")
-            made.touch(mode=0o600)
-            made.write_text(secrets.token_hex(32))
             try:
+                made.touch(mode=0o600)
+                made.write_text(secrets.token_hex(32))
                 # link, not rename: of two processes that come here at once one wins, and both read the winner's key.
                 path.hardlink_to(made)
             except FileExistsError:
                 pass
             finally:
-                made.unlink()
+                made.unlink(missing_ok=True)
             return path.read_text().strip()
 
 

@@ -201,8 +201,8 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
     except NotReady as error:
         raise CannotStart(str(error)) from error
     finally:
-        here.unlink(missing_ok=True)
         supervisor.stop()
+        here.unlink(missing_ok=True)  # last: while it is there, "make down" waits
 
 
 def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
@@ -233,7 +233,8 @@ def _banner(env: Env, first: dict[str, Any], seconds: float) -> str:
     PY
 
   Data {env.data} · logs {env.data / "logs"} · disk use and clean-up: make disk
-  Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST
+  Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST,
+  or under a name of its own: ATOLL_PUBLIC_URL (more names: ATOLL_ALLOWED_HOSTS, ATOLL_TRUSTED_ORIGINS; see README.md)
   Stop: Ctrl-C, or make down
 """
 

@@ -46,9 +46,9 @@ type Method = Callable[[Connection, dict[str, Any]], Awaitable[Any]]
 
 
 class Raw(str):
-    """A result that is encoded already, for values too large to be encoded twice."""
+    """A result that is encoded already, for values too large to be encoded twice; `sent` is called once it is sent."""
 
-    __slots__ = ()
+    sent: Callable[[], None] | None = None
 
 
 class Connection:
@@ -131,13 +131,15 @@ class Connection:
             await self.send(envelope.failure(request.id, errors.CLOSED, "WebSocket connection closed"))
 
     async def _carry_out(self, request: Request, method: Method) -> None:
+        sent: Callable[[], None] | None = None
         try:
             value = await method(self, request.params)
-            text = (
-                '{"jsonrpc":"2.0","id":' + envelope.encode(request.id) + ',"result":{"ok":' + value + "}}"
-                if isinstance(value, Raw)
-                else envelope.ok(request.id, value)
-            )
+            if isinstance(value, Raw):
+                sent = value.sent
+                text = '{"jsonrpc":"2.0","id":' + envelope.encode(request.id) + ',"result":{"ok":' + value + "}}"
+            else:
+                text = envelope.ok(request.id, value)
+            del value  # it may be large, and sending may take long
             if self.dialect is Dialect.PY and len(text) > PY_MESSAGE // 4 and len(text.encode()) > PY_MESSAGE:
                 text = envelope.error(request.id, too_large(len(text)))
         except asyncio.CancelledError:
@@ -148,7 +150,11 @@ class Connection:
             text = self._explain(request, await streams.guest_gone(sandbox=self.sandbox) or error)
         except Exception as error:
             text = self._explain(request, error)
-        await self.send(text)
+        try:
+            await self.send(text)
+        finally:
+            if sent is not None:
+                sent()
 
     def _explain(self, request: Request, error: Exception) -> str:
         """The answer that says what went wrong."""

@@ -34,9 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A running server, and how to get a fresh sign-in link for it."""
+    """A running server on its data root, and how to get a fresh sign-in link for it."""
 
     url: str
+    data: Path
     login_link: Callable[[], str]
 
 
@@ -71,7 +72,7 @@ def _in_memory(data: Path) -> Iterator[Place]:
                 return f"{url}/login/{first.pop()}"
             return subprocess.check_output([*manage, "login-link"], cwd=CHECKOUT, env=environment, text=True).strip()
 
-        yield Place(url, link)
+        yield Place(url, data, link)
     finally:
         server.terminate()
         try:
@@ -87,7 +88,7 @@ def _installed(data: Path) -> Iterator[Place]:
     running = Installation(data)
     running.start()
     try:
-        yield Place(running.url, lambda: running.command("login-link").strip())
+        yield Place(running.url, data, lambda: running.command("login-link").strip())
     finally:
         running.stop()
 

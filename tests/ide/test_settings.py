@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,30 @@ def test_wrong_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) ->
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Env()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ATOLL_PORT", "http", "atoll: ATOLL_PORT: "),
+        ("DATABASE_URL", "mysql://x", "atoll: DATABASE_URL must begin with"),
+        ("ATOLL_DATA", "/proc/nothing", "atoll: nothing can be kept at ATOLL_DATA"),
+    ],
+)
+def test_a_command_with_wrong_settings_says_one_line(tmp_path: Path, name: str, value: str, said: str) -> None:
+    environment = {**os.environ, "ATOLL_DATA": str(tmp_path), name: value}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    done = subprocess.run(  # noqa: TID251 - the test is the runner
+        [sys.executable, "manage.py", "client_env"],
+        cwd=DOCUMENT.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_origin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.live.nodes import IMAGES, NodeProcess, boot, execute, spec, start_command
 from vm.api import MachineState, StopReason
-from vm.errors import NodeUnreachable
+from vm.errors import NodeUnreachable, VmError
 from vm.host.run import run
 from vm.net.namespace import namespace_create
 from vm.net.nftables import closed
@@ -140,6 +140,45 @@ async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> No
     await start_command(node, bad, "sudo", "python3", "-c", FLOODER)
     await asyncio.sleep(15)
     assert await execute(node, good, "echo", "fine") == (0, b"fine\n")
+    assert _resident(process.process.pid) - before < 16 * 2**20
+    stopped = await node.machine_stop(bad)
+    assert stopped.state is MachineState.STOPPED
+    await node.machine_stop(good)
+    for machine in (good, bad):
+        await node.machine_forget(machine)
+    assert process.leftovers() == []
+
+
+CLOSER = """
+import os, signal, time
+# It would end with its agent, and with its sudo
+with open("/sys/fs/cgroup/cgroup.procs", "w") as root: root.write("0")
+if os.fork(): os._exit(0)
+os.setsid()
+while True:
+    for pid in open("/proc/1/task/1/children").read().split():
+        if int(pid) != os.getpid():
+            try: os.kill(int(pid), signal.SIGKILL)
+            except OSError: pass
+    time.sleep(0.005)
+"""
+
+
+async def test_a_guest_that_keeps_closing_its_channel_hurts_only_itself(process: NodeProcess) -> None:
+    """Its agent is killed whenever it starts: calls fail in time instead of waiting, the node and another machine go
+    on, and it can be stopped."""
+    node = process.client
+    good, bad = secrets.token_hex(16), secrets.token_hex(16)
+    await asyncio.gather(boot(node, good), boot(node, bad))
+    assert process.process is not None
+    before = _resident(process.process.pid)
+    await start_command(node, bad, "sudo", "python3", "-c", CLOSER)
+    await asyncio.sleep(5)
+    for _ in range(3):
+        with pytest.raises(VmError):
+            await execute(node, bad, "echo", "never", timeout=60)
+        assert await execute(node, good, "echo", "fine") == (0, b"fine\n")
+    assert (await node.machine_get(bad)).state is MachineState.LOST
     assert _resident(process.process.pid) - before < 16 * 2**20
     stopped = await node.machine_stop(bad)
     assert stopped.state is MachineState.STOPPED

@@ -46,6 +46,12 @@ RUN_PACKAGES = [
 ]
 # From Debian 13 on libvirt is packaged in more pieces: saving a machine needs a helper of this one.
 OPTIONAL_PACKAGES = ["libvirt-daemon-common"]
+# How apt-get, pip, uv and npm put it; their last line often speaks of a version that was not found.
+NO_NETWORK = (
+    *("temporary failure resolving", "could not resolve", "name resolution", "dns error", "network is unreachable"),
+    *("failed to establish a new connection", "client error (connect)"),
+    *("enotfound", "eai_again", "enetunreach", "econnrefused", "etimedout"),
+)
 TEST_PACKAGES = ["chromium", "fonts-dejavu-core", "fonts-noto-color-emoji", "postgresql"]
 
 
@@ -110,11 +116,8 @@ def advice(said: str) -> str:
     low = said.lower()
     if "no space left" in low or "enough free space" in low:
         return f"the disk is full ({shutil.disk_usage(ROOT).free // 2**20} MiB free): make room and run this again"
-    if any(
-        word in low
-        for word in ("temporary failure resolving", "could not resolve", "dns error", "enotfound", "eai_again")
-    ):
-        return "no network, or no name resolution: package registries must be reachable"
+    if any(word in low for word in NO_NETWORK):
+        return "no network, or no name resolution: Debian's mirror and the package registries must be reachable"
     if "could not get lock" in low or "unable to acquire the dpkg" in low:
         return "another package installation is running: wait for it and run this again"
     return last[:300]
@@ -292,6 +295,9 @@ def main(purpose: str) -> int:
     except OSError as error:
         print(f"atoll: {error}: is the disk full, or mounted read-only?", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("atoll: stopped; run it again, and it goes on with what is missing", file=sys.stderr)
+        return 130
     if time.monotonic() - began > 5:
         print(f"  installed in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0

@@ -210,7 +210,14 @@ def _advice(said: str, cache: Path) -> str:
         free = shutil.disk_usage(cache).free // 2**20
         return f"; the disk of {cache} is full ({free} MiB free): make room and run this again"
     if any(
-        word in low for word in ("temporary failure resolving", "could not resolve", "dns error", "failed to fetch")
+        word in low
+        for word in (
+            "temporary failure resolving",
+            "could not resolve",
+            "name resolution",
+            "dns error",
+            "failed to fetch",
+        )
     ):
         return "; is the network up? Debian's mirror and the package index must be reachable"
     return ""

@@ -23,3 +23,5 @@ class Command(BaseCommand):
             up(env(), users=Users(), say=lambda line: self.stdout.write(line))
         except CannotStart as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            raise CommandError("stopped before it was ready; run it again", returncode=130) from None

@@ -8,7 +8,9 @@ import codecs
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakValueDictionary
 
+from ide.budget import Budget
 from ide.rpc import envelope
 from ide.rpc import params as check
 from ide.rpc.connection import PY_MESSAGE, Connection, Method, Raw, new_stream_id, too_large
@@ -21,8 +23,16 @@ MAX_FILE = 64 * 2**20
 LARGE = 4 * 2**20
 MAX_LISTED = 100_000
 
-# Each holds a file's content three times over for a moment: a few at a time, for all connections together.
-_large = asyncio.Semaphore(2)
+LARGE_TOGETHER = 2 * MAX_FILE
+"""Content of large files in memory, of all connections together; each is held three times over for a moment."""
+PATIENCE = 15.0
+PACE = 2**20
+"""Seconds and bytes a second that a guest has for a large file: what it holds up is other sandboxes' reading."""
+
+_large = Budget(LARGE_TOGETHER)
+# One large file of each sandbox at a time, until it is sent: many would be before everybody else's in the line, and
+# those that a client does not take would be in memory together.
+_turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
 
 async def read_file(connection: Connection, params: dict[str, Any]) -> Any:
@@ -42,34 +52,59 @@ async def _read(connection: Connection, method: str, params: dict[str, Any]) -> 
         limit = PY_MESSAGE if connection.dialect is Dialect.PY else MAX_FILE
         if not isinstance(size, int) or size > limit:
             raise OperationFailed(too_large(size if isinstance(size, int) else limit))
-        if size <= LARGE:
-            return await _content(call, method, limit)
-        async with _large:
-            return await _content(call, method, limit)
+        # Files may grow while they are read, and some (those of /proc) never say their size
+        most = min(limit, max(LARGE, size + size // 4))
+        if most <= LARGE:
+            return await _content(call, method, most)
+        turn = _turns.setdefault(connection.sandbox.pk, asyncio.Lock())
+        await turn.acquire()
+        try:
+            async with _large.of(most), asyncio.timeout(PATIENCE + most / PACE):
+                content = await _content(call, method, most)
+        except BaseException as error:
+            turn.release()
+            if isinstance(error, TimeoutError):
+                raise OperationFailed(_too_slow(size)) from None
+            raise
+        content.sent = turn.release
+        return content
+
+
+def _too_slow(size: int) -> dict[str, Any]:
+    return {
+        "constructorName": "TimedOut",
+        "name": "TimedOut",
+        "message": f"The sandbox was too slow in sending the {size} bytes of this file: use open() and read()",
+        "code": "ETIMEDOUT",
+    }
+
+
+def _too_much(limit: int) -> dict[str, Any]:
+    return {
+        "constructorName": "Error",
+        "message": f"The file gave more than the {limit} bytes that its size allows here: use open() and read()",
+        "code": "EFBIG",
+    }
 
 
 async def _content(call: GuestCall, method: str, limit: int) -> Raw:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = ['"']
     size = 0
-    if method == "readFile":
-        rest = b""
-        while data := await call.read():
-            size += len(data)
+    rest = b""
+    while data := await call.read():
+        size += len(data)
+        if size > limit:
+            raise OperationFailed(_too_much(limit))
+        if method == "readFile":
             data = rest + data
             whole = len(data) - len(data) % 3
             pieces.append(base64.b64encode(memoryview(data)[:whole]).decode("ascii"))
             rest = data[whole:]
-            if size > limit:
-                raise OperationFailed(too_large(size))
-        pieces.append(base64.b64encode(rest).decode("ascii"))
-    else:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        while data := await call.read():
-            size += len(data)
+        else:
             pieces.append(json.dumps(decoder.decode(data), ensure_ascii=False)[1:-1])
-            if size > limit:
-                raise OperationFailed(too_large(size))
-        pieces.append(json.dumps(decoder.decode(b"", final=True), ensure_ascii=False)[1:-1])
+    pieces.append(base64.b64encode(rest).decode("ascii"))
+    pieces.append(json.dumps(decoder.decode(b"", final=True), ensure_ascii=False)[1:-1])
     pieces.append('"')
     return Raw("".join(pieces))
 

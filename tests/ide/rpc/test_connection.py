@@ -15,10 +15,12 @@ from ide.rpc import methods
 from ide.rpc.connection import Connection
 from ide.rpc.envelope import Malformed
 from ide.rpc.handshake import Dialect
+from sandboxes import reconcile
 from sandboxes.database import in_thread
 from sandboxes.services import lifecycle
 from tests import factories
 from tests.factories import Team
+from vm.api import StopReason
 from vm.fake import FakeNode
 
 
@@ -299,3 +301,24 @@ async def test_calls_fail_with_the_reason_when_the_guest_never_comes(home: Team,
     assert "no kernel" in (await client.answer(waiting))["error"]["message"]
     await booting
     await client.connection.release()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["a call", "a process"])
+async def test_a_full_disk_of_the_host_is_the_answer_to_what_it_broke(home: Team, node: FakeNode, stream: bool) -> None:
+    """What was open when the machine stopped fails at once, and every call after it is told why."""
+    async with connected(home) as client:
+        if stream:
+            process = (await client.call("spawn", command="sleep", args=["60"], stdout="piped", stderr="null"))["ok"]
+            waiting = await client.begin("processWait", pid=process["pid"])
+        else:
+            await client.call("writeTextFile", path="locked", content="")
+            first = (await client.call("open", path="locked", options={"write": True}))["ok"]["fileHandleId"]
+            await client.call("fileLock", fileHandleId=first, exclusive=True)
+            second = (await client.call("open", path="locked", options={"write": True}))["ok"]["fileHandleId"]
+            waiting = await client.begin("fileLock", fileHandleId=second, exclusive=True)
+        await asyncio.sleep(0.3)
+        node.crash(client.connection.sandbox.machine, StopReason.DISK_FULL, "no room")
+        await reconcile.reconcile()
+        after = await client.answer(await client.begin("envGet", key="x"))
+        assert after["error"]["message"] == "the sandbox is not running: the host's disk was full: no room"
+        assert "error" in await client.answer(waiting)
