@@ -31,6 +31,8 @@ class Env(BaseSettings):
     libvirt_uri: str = Field(default="", alias="ATOLL_LIBVIRT_URI")
     image_cache: Path = Field(default=Path("/var/cache/atoll/images"), alias="ATOLL_IMAGE_CACHE")
     quota_concurrent: int = Field(default=5, alias="ATOLL_QUOTA_CONCURRENT", ge=0)
+    idle_minutes: int = Field(default=30, alias="ATOLL_IDLE_MINUTES", ge=0)
+    low_memory_mib: int = Field(default=768, alias="ATOLL_LOW_MEMORY_MIB", ge=0)
     region: str = Field(default="loc", alias="ATOLL_REGION")
     log_level: str = Field(default="INFO", alias="ATOLL_LOG_LEVEL")
     database_url: str = Field(default="", alias="DATABASE_URL")

@@ -24,10 +24,11 @@ from sandboxes.errors import DomainError, NotFound, NotRunning, Unavailable
 from sandboxes.models import Kind, Sandbox, StopCause
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get
+from sandboxes.sentences import state_reason
 from sandboxes.services import lifecycle
 from sandboxes.services.lifecycle import Wanted
 from sandboxes.services.presence import presence
-from sandboxes.services.streams import ENDED
+from sandboxes.states import ENDED
 
 log = structlog.get_logger("atoll.sdk")
 
@@ -164,7 +165,7 @@ class Socket(ABC):
                 if event["kind"] == "ready":
                     await in_thread(sandbox.refresh_from_db)
                     if sandbox.state in ENDED:
-                        return events.state_reason(sandbox) or "the sandbox was stopped"
+                        return state_reason(sandbox) or "the sandbox was stopped"
                 elif event["kind"] == "sandbox" and payload["id"] == sandbox.public_id and payload["state"] in ENDED:
                     return str(payload["state_reason"] or "the sandbox was stopped")
         return "the server is being stopped"
@@ -256,7 +257,7 @@ class ConnectSocket(Socket):
         public_id = self.scope["url_route"]["kwargs"]["sandbox"]
         sandbox = await in_thread(sandbox_get, actor=actor, public_id=public_id, action="sandbox.use")
         if sandbox.state in ENDED:
-            reason = events.state_reason(sandbox)
+            reason = state_reason(sandbox)
             raise NotFound(f"the sandbox is {sandbox.state}" + (f": {reason}" if reason else ""))
         return sandbox
 
