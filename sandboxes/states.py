@@ -16,6 +16,8 @@ ALIVE = (ACTIVE | {S.SUSPENDED}) - {S.STOPPING}
 """States from which it goes on by itself or can be resumed."""
 ENDED = frozenset({S.STOPPING, S.STOPPED, S.DELETED})
 """States in which nothing of it runs on."""
+PAUSED = frozenset({S.SUSPENDING, S.SUSPENDED})
+"""States in which it does not run and will not by itself, but can."""
 RESTORABLE_FOR = timedelta(days=1)
 """How long the disk of a deleted workspace is kept."""
 

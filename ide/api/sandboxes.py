@@ -20,14 +20,16 @@ from ide.api.schemas import (
     SandboxOut,
     TimelineOut,
 )
+from sandboxes import states
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict
 from sandboxes.events import sandbox_payload
-from sandboxes.models import Kind, Sandbox
+from sandboxes.models import Kind, Sandbox, SandboxState
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get, sandbox_list, sandbox_list_deleted
 from sandboxes.selectors.timeline import timeline_list
 from sandboxes.services import lifecycle, streams, suspension
+from sandboxes.services.activity import activity
 from sandboxes.services.lifecycle import Wanted
 
 router = Router(tags=["sandboxes"])
@@ -43,6 +45,17 @@ async def _get(
     request: HttpRequest, sandbox: str, action: str = "sandbox.view", *, restorable: bool = False
 ) -> Sandbox:
     return await in_thread(sandbox_get, actor=_actor(request), public_id=sandbox, action=action, restorable=restorable)
+
+
+async def _awake(request: HttpRequest, sandbox: str) -> Sandbox:
+    """The sandbox for a download, which resumes it like any other use."""
+    row = await _get(request, sandbox, "sandbox.use")
+    if row.state in states.PAUSED:
+        await suspension.sandbox_wake(sandbox=row, actor=_actor(request), why="something is downloaded from it")
+    if row.state == SandboxState.RESUMING:
+        await streams.guest_ready(sandbox=row, timeout=60)
+    activity.note(row)
+    return row
 
 
 @router.get("", response={200: list[SandboxOut], 400: Problem})
@@ -176,12 +189,12 @@ async def delete(request: HttpRequest, sandbox: str) -> Any:
 @router.get("/{sandbox}/files/content", response={404: Problem})
 async def content(request: HttpRequest, sandbox: str, path: str) -> StreamingHttpResponse:
     """A file as a download."""
-    row = await _get(request, sandbox, "sandbox.use")
+    row = await _awake(request, sandbox)
     return await downloads.file_response(sandbox=row, actor=_actor(request), path=path)
 
 
 @router.get("/{sandbox}/files/archive", response={404: Problem})
 async def archive(request: HttpRequest, sandbox: str, path: str) -> StreamingHttpResponse:
     """A directory as a .tar.gz."""
-    row = await _get(request, sandbox, "sandbox.use")
+    row = await _awake(request, sandbox)
     return await downloads.archive_response(sandbox=row, actor=_actor(request), path=path)

@@ -15,12 +15,9 @@ from sandboxes.errors import Invalid, NotRunning, Suspended, Unavailable
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.permissions import SYSTEM, Actor, AnyActor
 from sandboxes.sentences import state_reason
-from sandboxes.states import ENDED
+from sandboxes.states import ENDED, PAUSED
 from vm.api import MachineState
 from vm.errors import MachineGone, VmError
-
-PAUSED = (SandboxState.SUSPENDING, SandboxState.SUSPENDED)
-"""States in which it does not run, and will not by itself."""
 
 
 class GuestFailed(Exception):
