@@ -12,6 +12,12 @@ export function bytes(count: number): string {
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;
 }
 
+/** Bytes of memory or disk, in the powers of two that these are sold in. */
+export function capacity(count: number): string {
+  const mib = count / 1_048_576;
+  return mib < 1024 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`;
+}
+
 export function memory(mib: number): string {
   return mib % 1024 === 0 || mib >= 10_240 ? `${Math.round(mib / 1024)} GiB` : `${mib} MiB`;
 }
