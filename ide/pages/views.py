@@ -69,7 +69,7 @@ def details(request: HttpRequest, sandbox: str) -> HttpResponse:
 
 
 def _sandbox_page(request: HttpRequest, sandbox: str, action: str, template: str, island: str) -> HttpResponse:
-    """A page of one sandbox, for whoever may do `action` with it. Forbidden; 404 outside of the person's organizations."""
+    """A page of one sandbox, for whoever may do `action` with it. Forbidden; 404 outside of his organizations."""
     user = cast(User, request.user)
     for membership in user.memberships.select_related("organization"):
         actor = accounts.actor_of(user=user, membership=membership)

@@ -57,6 +57,6 @@ test("whoever ends something is told what is kept, and for how long", () => {
   expect(warning("stop", sample())).toContain("suspend it instead");
   expect(warning("suspend", sample())).toBeNull();
   const deleted = sample({ state: "deleted", restorable_until: "2026-11-26T10:00:00Z" });
-  expect(restorable(deleted, Date.parse("2026-11-25T22:00:00Z"))).toMatch(/for 12 h more$/);
+  expect(restorable(deleted, Date.parse("2026-11-25T22:00:00Z"))).toMatch(/\(12 h left\)$/);
   expect(restorable(deleted, Date.parse("2026-11-26T10:00:01Z"))).toBe("cannot be restored any more");
 });

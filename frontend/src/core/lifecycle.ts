@@ -99,7 +99,7 @@ export function restorable(sandbox: Sandbox, now: number): string {
   if (!sandbox.restorable_until) return "cannot be restored any more";
   const left = (Date.parse(sandbox.restorable_until) - now) / 1000;
   return left > 0
-    ? `can be restored until ${moment(sandbox.restorable_until)}, for ${span(left)} more`
+    ? `can be restored until ${moment(sandbox.restorable_until)} (${span(left)} left)`
     : "cannot be restored any more";
 }
 
