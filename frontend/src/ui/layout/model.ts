@@ -108,8 +108,10 @@ export class WorkspaceModel {
   focusTerminal = true;
 
   #page = BEGINNING;
+  #told = 0;
   #startedAt: string | null = null;
   #looking: number | undefined;
+  #looked = 0;
   #undo = new Disposables();
   #stopWatch: (() => void) | null = null;
   #watching = "";
@@ -141,8 +143,9 @@ export class WorkspaceModel {
       this.events.watch(
         () => void this.refresh(),
         (event) => {
-          if (event.kind === "sandbox" && (event.payload as Sandbox).id === this.id)
-            this.#now(event.payload as Sandbox);
+          if (event.kind !== "sandbox" || (event.payload as Sandbox).id !== this.id) return;
+          this.#told++;
+          this.#now(event.payload as Sandbox);
         },
       ),
     );
@@ -188,14 +191,16 @@ export class WorkspaceModel {
   }
 
   /**
-   * Asks soon what became of the machine: a connection that drops may be the first that is heard of a suspend, and
-   * connecting again would undo it.
+   * Asks what became of the machine, at once but not all the time: a connection that drops may be the first that is
+   * heard of a suspend, and connecting again would undo it.
    */
   look(): void {
+    const wait = Math.max(0, this.#looked + 1000 - Date.now());
     this.#looking ??= setTimeout(() => {
       this.#looking = undefined;
+      this.#looked = Date.now();
       void this.refresh();
-    });
+    }, wait);
   }
 
   #step(input: Input): void {
@@ -207,10 +212,12 @@ export class WorkspaceModel {
     if (resume) void this.#ask(this.api.sandboxResume(this.id));
   }
 
-  /** Takes the answer; an answer that is older than what events told is set right by asking again. */
+  /** Takes the answer, unless events told something meanwhile: they are newer. */
   async #ask(answer: Promise<Sandbox>): Promise<void> {
+    const told = this.#told;
     try {
-      this.#now(await answer);
+      const sandbox = await answer;
+      if (told === this.#told) this.#now(sandbox);
     } catch (error) {
       this.#step({ kind: "refused", why: error instanceof Error ? error.message : String(error) });
     }
