@@ -5,7 +5,10 @@ import { sample } from "./sandboxes.sample";
 const ALL = new Set([
   "sandbox.view",
   "sandbox.use",
-  "sandbox.create",
+  "sandbox.suspend",
+  "sandbox.resume",
+  "sandbox.fork",
+  "sandbox.restore",
   "sandbox.start",
   "sandbox.stop",
   "sandbox.extend",

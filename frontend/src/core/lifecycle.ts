@@ -17,11 +17,11 @@ export type Act =
 
 const NEEDS: Record<Act, string> = {
   open: "sandbox.use",
-  resume: "sandbox.start",
+  resume: "sandbox.resume",
   start: "sandbox.start",
-  restore: "sandbox.delete",
-  suspend: "sandbox.stop",
-  fork: "sandbox.create",
+  restore: "sandbox.restore",
+  suspend: "sandbox.suspend",
+  fork: "sandbox.fork",
   stop: "sandbox.stop",
   extend: "sandbox.extend",
   rename: "sandbox.use",

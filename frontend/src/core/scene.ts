@@ -32,7 +32,9 @@ export type Input =
   | { kind: "gone"; why: string }
   /** The person wants it to go on. */
   | { kind: "press" }
-  | { kind: "refused"; why: string };
+  | { kind: "refused"; why: string }
+  /** A new entry of its timeline: the state it led to, and what happened. */
+  | { kind: "told"; entry: { state: string; text: string; detail: string } };
 
 export interface Step {
   state: PageState;
@@ -40,12 +42,21 @@ export interface Step {
   resume: boolean;
 }
 
+const PUT_OFF = "it could not be resumed now, and is as it was";
+
 export function next(state: PageState, input: Input): Step {
   switch (input.kind) {
     case "gone":
       return { state: { ...state, gone: input.why, asked: false }, resume: false };
     case "refused":
       return { state: { ...state, asked: false, problem: input.why }, resume: false };
+    case "told": {
+      const { state: led, text, detail } = input.entry;
+      // A resume that was begun and put off: the reason of its state is still that of the suspend.
+      const putOff =
+        led === "suspended" && (state.sandbox?.state === "resuming" || state.problem === PUT_OFF);
+      return { state: putOff ? { ...state, problem: detail || text } : state, resume: false };
+    }
     case "press": {
       const resume = state.sandbox?.state === "suspended" && !state.asked;
       return { state: resume ? { ...state, asked: true, problem: "" } : state, resume };
@@ -57,7 +68,12 @@ export function next(state: PageState, input: Input): Step {
         return { state: { ...seen, gone: "This workspace was deleted.", asked: false }, resume: false };
       if (sandbox.state === "suspended") {
         const resume = !state.entered && !state.tried;
-        return { state: resume ? { ...seen, asked: true, tried: true } : seen, resume };
+        if (resume) return { state: { ...seen, asked: true, tried: true }, resume };
+        const putOff = state.sandbox?.state === "resuming";
+        return {
+          state: putOff ? { ...seen, asked: false, problem: state.problem || PUT_OFF } : seen,
+          resume,
+        };
       }
       const running = sandbox.state === "running";
       return {
