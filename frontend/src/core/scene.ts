@@ -32,9 +32,7 @@ export type Input =
   | { kind: "gone"; why: string }
   /** The person wants it to go on. */
   | { kind: "press" }
-  | { kind: "refused"; why: string }
-  /** A new entry of its timeline: the state it led to, and what happened. */
-  | { kind: "told"; entry: { state: string; text: string; detail: string } };
+  | { kind: "refused"; why: string };
 
 export interface Step {
   state: PageState;
@@ -50,13 +48,6 @@ export function next(state: PageState, input: Input): Step {
       return { state: { ...state, gone: input.why, asked: false }, resume: false };
     case "refused":
       return { state: { ...state, asked: false, problem: input.why }, resume: false };
-    case "told": {
-      const { state: led, text, detail } = input.entry;
-      // A resume that was begun and put off: the reason of its state is still that of the suspend.
-      const putOff =
-        led === "suspended" && (state.sandbox?.state === "resuming" || state.problem === PUT_OFF);
-      return { state: putOff ? { ...state, problem: detail || text } : state, resume: false };
-    }
     case "press": {
       const resume = state.sandbox?.state === "suspended" && !state.asked;
       return { state: resume ? { ...state, asked: true, problem: "" } : state, resume };
@@ -69,9 +60,10 @@ export function next(state: PageState, input: Input): Step {
       if (sandbox.state === "suspended") {
         const resume = !state.entered && !state.tried;
         if (resume) return { state: { ...seen, asked: true, tried: true }, resume };
+        // A resume that was put off: the reason of the state is still that of the suspend, and the note says why.
         const putOff = state.sandbox?.state === "resuming";
         return {
-          state: putOff ? { ...seen, asked: false, problem: state.problem || PUT_OFF } : seen,
+          state: putOff ? { ...seen, asked: false, problem: sandbox.note || PUT_OFF } : seen,
           resume,
         };
       }
