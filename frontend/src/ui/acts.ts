@@ -1,6 +1,7 @@
 /** Does to a sandbox what a person chose, asking first where something ends; every page with sandboxes has one. */
 import { toast } from "svelte-sonner";
 import type { Api, Sandbox } from "../core/api";
+import { moment } from "../core/format";
 import { type Act, warning } from "../core/lifecycle";
 import { title } from "../core/sandboxes";
 import { Store } from "../core/store";
@@ -86,7 +87,7 @@ export class Acts {
   }
 
   extended(sandbox: Sandbox): void {
-    done(`${title(sandbox)} has more time`);
+    done(`${title(sandbox)} has time until ${moment(sandbox.stop_at ?? "")}`);
     this.#changed(sandbox);
   }
 

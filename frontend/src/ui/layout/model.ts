@@ -1,5 +1,5 @@
 /** One open workspace: its connections and parts, and what a person can do with them. */
-import type { Api, Sandbox, TimelineEntry } from "../../core/api";
+import type { Api, Sandbox } from "../../core/api";
 import { decodeBase64 } from "../../core/base64";
 import { Commands } from "../../core/commands";
 import { Disposables } from "../../core/disposable";
@@ -143,9 +143,6 @@ export class WorkspaceModel {
       this.events.watch(
         () => void this.refresh(),
         (event) => {
-          const entry =
-            event.kind === "timeline" ? (event.payload as TimelineEntry & { sandbox: string }) : null;
-          if (entry?.sandbox === this.id) this.#step({ kind: "told", entry });
           if (event.kind !== "sandbox" || (event.payload as Sandbox).id !== this.id) return;
           this.#told++;
           this.#now(event.payload as Sandbox);
@@ -231,8 +228,7 @@ export class WorkspaceModel {
     const machine = sandbox.state === "running";
     if (machine) {
       // Started anew: its terminals went with the old processes.
-      const anew = this.#startedAt !== null && this.#startedAt !== sandbox.started_at;
-      if (anew && sandbox.origin !== "resume") this.terminals.clear();
+      if (this.#startedAt !== null && this.#startedAt !== sandbox.started_at) this.terminals.clear();
       this.#startedAt = sandbox.started_at;
     }
     this.#step({ kind: "sandbox", sandbox });
