@@ -64,7 +64,7 @@ def workspace(request: HttpRequest, sandbox: str) -> HttpResponse:
 @never_cache
 @require_GET
 def details(request: HttpRequest, sandbox: str) -> HttpResponse:
-    """What is known of one sandbox and its life so far, for every member."""
+    """What is known of one sandbox and its life so far, for every member; of a deleted one while it can be restored."""
     return _sandbox_page(request, sandbox, "sandbox.view", "dashboard/details.html", "details")
 
 
@@ -74,7 +74,7 @@ def _sandbox_page(request: HttpRequest, sandbox: str, action: str, template: str
     for membership in user.memberships.select_related("organization"):
         actor = accounts.actor_of(user=user, membership=membership)
         try:
-            found = sandbox_get(actor=actor, public_id=sandbox, action=action)
+            found = sandbox_get(actor=actor, public_id=sandbox, action=action, restorable=island == "details")
         except NotFound:
             continue
         shown = frame(request, island, membership, sandbox=found.public_id)

@@ -1,12 +1,11 @@
 /** REST: the calls pages make, and the error every one of them may throw. */
 
 import type { components } from "../gen/api";
-import type { ResourcesShape, SandboxShape, TimelineShape } from "./shapes";
 
 type Schemas = components["schemas"];
-export type Sandbox = SandboxShape;
-export type TimelineEntry = TimelineShape;
-export type Resources = ResourcesShape;
+export type Sandbox = Schemas["SandboxOut"];
+export type TimelineEntry = Schemas["TimelineOut"];
+export type Resources = Schemas["Resources"];
 export type Token = Schemas["TokenOut"];
 export type Member = Schemas["MemberOut"];
 export type Me = Schemas["Me"];
