@@ -70,6 +70,7 @@ def test_a_suspended_workspace_keeps_its_screens_and_goes_on_with_any_key(page: 
     page.keyboard.press("g")
     expect(cover).to_have_count(0)
     workspace.wait_for_shell()
+    until(lambda: bool(page.evaluate("!!document.activeElement.closest('[data-area=terminal]')")), "no focus")
     assert f"on-the-screen-{word}" in workspace.screen()
     assert page.locator('[data-area="terminal"]').get_attribute("data-terminal") == terminal
     assert word in workspace.run("echo $KEPT")

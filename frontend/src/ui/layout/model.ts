@@ -250,7 +250,7 @@ export class WorkspaceModel {
   async #takeUpTerminals(): Promise<void> {
     if (this.terminals.state.value.tabs.length) return;
     const running = await this.#running();
-    this.terminals.restore(running);
+    this.terminals.restore(running, !!this.sandbox.value?.forked_from);
   }
 
   async #running(): Promise<TerminalInfo[]> {
