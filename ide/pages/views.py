@@ -12,6 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from ide.pages.frame import frame, membership_of, nowhere
+from sandboxes.config import config
 from sandboxes.errors import Forbidden, NotFound
 from sandboxes.models import User
 from sandboxes.selectors.sandboxes import sandbox_get
@@ -77,7 +78,7 @@ def _sandbox_page(request: HttpRequest, sandbox: str, action: str, template: str
             found = sandbox_get(actor=actor, public_id=sandbox, action=action, restorable=island == "details")
         except NotFound:
             continue
-        shown = frame(request, island, membership, sandbox=found.public_id)
+        shown = frame(request, island, membership, sandbox=found.public_id, idle_minutes=config()["idle_minutes"])
         return render(request, template, {"sandbox": found, **shown})
     raise Http404("There is no such sandbox, or it is not in an organization of yours.")
 

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { acts, others, primary, restorable, warning } from "./lifecycle";
+import { acts, idleAfter, others, primary, restorable, warning } from "./lifecycle";
 import { sample } from "./sandboxes.sample";
 
 const ALL = new Set([
@@ -62,4 +62,8 @@ test("whoever ends something is told what is kept, and for how long", () => {
   const deleted = sample({ state: "deleted", restorable_until: "2026-11-26T10:00:00Z" });
   expect(restorable(deleted, Date.parse("2026-11-25T22:00:00Z"))).toMatch(/\(12 h left\)$/);
   expect(restorable(deleted, Date.parse("2026-11-26T10:00:01Z"))).toBe("cannot be restored any more");
+});
+
+test("an idle time is said as people say it", () => {
+  expect([0, 45, 90].map(idleAfter)).toEqual(["Never", "After 45 min", "After 1 h 30 min"]);
 });

@@ -103,12 +103,9 @@ export function restorable(sandbox: Sandbox, now: number): string {
     : "cannot be restored any more";
 }
 
-/** What the idle setting means, for people. */
-export function idle(sandbox: Sandbox): string {
-  if (sandbox.idle_minutes === 0) return "Never";
-  if (sandbox.idle_minutes === null)
-    return sandbox.kind === "workspace" ? "As the installation sets it" : "Never";
-  return `After ${span(sandbox.idle_minutes * 60)}`;
+/** What a number of idle minutes means, for people. */
+export function idleAfter(minutes: number): string {
+  return minutes === 0 ? "Never" : `After ${span(minutes * 60)}`;
 }
 
 export const ORIGIN: Record<NonNullable<Sandbox["origin"]>, string> = {
