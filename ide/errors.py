@@ -15,6 +15,7 @@ STATUS = {
     "LINK_USED": 410,
     "CONFLICT": 409,
     "NOT_RUNNING": 409,
+    "SUSPENDED": 409,
     "LIMIT_EXCEEDED": 429,
     "UNAVAILABLE": 503,
 }

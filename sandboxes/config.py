@@ -13,6 +13,8 @@ class Config(TypedDict):
 
     region: str
     quota_concurrent: int
+    idle_minutes: int
+    low_memory_mib: int
     origin: str
     trusted_origins: list[str]
     node_socket: Path

@@ -6,7 +6,8 @@ DomainError                base: `code` is stable, `message` is for people, `fie
 ├── Invalid                a value is out of its bounds; the message says which and why
 ├── QuotaExceeded          the organization is at its limit
 ├── Conflict               the thing is in a state in which this cannot be done (`state` says which)
-├── NotRunning             the sandbox has no running machine (`cause` and `detail` say why)
+├── NotRunning             the sandbox has no running machine; the message says why
+│   └── Suspended          it has one that can be resumed
 ├── Unavailable            the host or the guest does not answer now; trying again later may work
 ├── NotAuthenticated       nobody is signed in, and there is no token
 ├── InvalidToken           unknown, expired or revoked token
@@ -70,6 +71,13 @@ class NotRunning(DomainError):
 
     code = "NOT_RUNNING"
     text = "the sandbox is not running"
+
+
+class Suspended(NotRunning):
+    """Nobody runs it now, but it can go on where it was."""
+
+    code = "SUSPENDED"
+    text = "the sandbox is suspended: resume it"
 
 
 class Unavailable(DomainError):

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sandboxes import audit
+from sandboxes import audit, sentences, states
 from sandboxes.database import in_thread
-from sandboxes.models import Event, Sandbox, SandboxState, StopCause
+from sandboxes.models import Event, Sandbox
 from vm import background
 
 POLL = 0.25
@@ -28,20 +28,6 @@ def timestamp(moment: datetime | None) -> str | None:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z" if moment else None
 
 
-def state_reason(sandbox: Sandbox) -> str:
-    """A sentence for people about the state; empty where the state says it all."""
-    if sandbox.state in (SandboxState.STOPPED, SandboxState.STOPPING) and sandbox.stop_cause:
-        text = str(StopCause(sandbox.stop_cause).label)
-        by = f" by {sandbox.stopped_by}" if sandbox.stop_cause == StopCause.REQUESTED and sandbox.stopped_by else ""
-        detail = f": {sandbox.stop_detail}" if sandbox.stop_detail else ""
-        return f"{text}{by}{detail}"
-    if sandbox.state == SandboxState.QUEUED and sandbox.queue_position:
-        return f"waits for its turn to start (place {sandbox.queue_position})"
-    if sandbox.unresponsive:
-        return "its agent does not answer at the moment"
-    return ""
-
-
 def sandbox_payload(sandbox: Sandbox) -> Payload:
     """A sandbox as pages and REST show it (docs/api.md)."""
     return {
@@ -49,7 +35,7 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
         "name": sandbox.name,
         "kind": sandbox.kind,
         "state": sandbox.state,
-        "state_reason": state_reason(sandbox),
+        "state_reason": sentences.state_reason(sandbox),
         "queue_position": sandbox.queue_position,
         "unresponsive": sandbox.unresponsive,
         "region": sandbox.region,
@@ -67,6 +53,14 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
         "stop_detail": sandbox.stop_detail,
         "stopped_by": sandbox.stopped_by or None,
         "creator": sandbox.creator_name,
+        "origin": sandbox.origin or None,
+        "note": sandbox.note,
+        "next_step": states.next_step(sandbox),
+        "idle_minutes": sandbox.idle_minutes,
+        "active_at": timestamp(sandbox.active_at),
+        "deleted_at": timestamp(sandbox.deleted_at),
+        "restorable_until": timestamp(states.restorable_until(sandbox)),
+        "forked_from": sandbox.forked_from or None,
     }
 
 

@@ -26,8 +26,12 @@ RULES: dict[str, tuple[Role, str]] = {
     "sandbox.use": (Role.MEMBER, "sandboxes"),
     "sandbox.stop": (Role.MEMBER, "sandboxes"),
     "sandbox.start": (Role.MEMBER, "sandboxes"),
+    "sandbox.suspend": (Role.MEMBER, "sandboxes"),
+    "sandbox.resume": (Role.MEMBER, "sandboxes"),
+    "sandbox.fork": (Role.MEMBER, "sandboxes"),
     "sandbox.extend": (Role.MEMBER, "sandboxes"),
     "sandbox.delete": (Role.MEMBER, "sandboxes"),
+    "sandbox.restore": (Role.MEMBER, "sandboxes"),
 }
 SCOPES = ("read", "sandboxes", "organization")
 

@@ -11,8 +11,8 @@ MEMORY_MB = (768, 4096)
 DEFAULT_MEMORY_MB = 1280
 VCPUS = 2
 DISK_GIB = 10
-MAX_LIFETIME = 30 * 60
-"""Seconds a sandbox with a deadline may have before it from now on; each extension may set it anew."""
+IDLE_MINUTES = 7 * 24 * 60
+"""The longest time of its own after which a workspace may be suspended for want of use."""
 NAME = 100
 LABELS = 5
 LABEL_KEY = 64
@@ -61,6 +61,12 @@ def check_labels(labels: Mapping[str, str]) -> None:
             raise Invalid(f"label key {key[:20]!r}: 1 to {LABEL_KEY} bytes", field="labels")
         if len(value.encode()) > LABEL_VALUE:
             raise Invalid(f"value of label {key!r}: at most {LABEL_VALUE} bytes", field="labels")
+
+
+def check_idle_minutes(minutes: int) -> None:
+    """Invalid if it is no time after which something can be suspended; 0 says never."""
+    if not 0 <= minutes <= IDLE_MINUTES:
+        raise Invalid(f"idle_minutes is {minutes}: it must be from 0 (never) to {IDLE_MINUTES}", field="idle_minutes")
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID
 
 import structlog
 from django.db.models import Q
 from django.utils import timezone
 
-from sandboxes import runtime, states
+from sandboxes import idle, runtime, states
 from sandboxes.database import in_thread
-from sandboxes.models import Event, Kind, Sandbox, SandboxState, SignInLink, StopCause, WebProcess
+from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause, WebProcess
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
-from sandboxes.services import lifecycle, presence
+from sandboxes.services import lifecycle, presence, suspension
 from vm.api import MachineInfo, MachineState
 from vm.errors import MachineGone, NodeUnreachable, VmError
 
@@ -24,8 +25,75 @@ log = structlog.get_logger("atoll.reconcile")
 
 AT_ONCE = 4
 """Machines ended at a time: each flushes its disk."""
+AGAIN = 2.0
+"""Seconds after which what was begun elsewhere is asked for again; asking twice does no harm."""
 PATIENCE = 15.0
 """Seconds a change under way elsewhere is given before a row without its machine counts as left behind."""
+
+
+class Settle(StrEnum):
+    """What is done about a row and its machine."""
+
+    NOTHING = "nothing"  # they agree, or the machine is on its way to where they will
+    FOLLOW = "follow"  # the row follows its machine
+    LOSE = "lose"  # there is no machine: the row ends
+    END = "end"  # the machine has ended by itself: so does the row, with its reason
+    SUSPENDED = "suspended"  # a suspend has been done, and nobody wrote it down
+    RUN_ON = "run_on"  # a suspend has not been done, and nobody is at it
+    GO_ON = "go_on"  # a resume has been done that was taken for failed
+    RESUME = "resume"  # a resume has not been done: again
+    STOP = "stop"  # a stop has not been finished: again
+    HALT = "halt"  # the machine runs although its row has ended: it is stopped
+    CLEAN = "clean"  # nobody needs the machine any more, or it is kept for a start or a restore
+    FORGOTTEN = "forgotten"  # there is nothing left to remove
+
+
+_S, _M, _D = SandboxState, MachineState, Settle
+_WITHOUT = {_S.STOPPED: _D.FORGOTTEN, _S.DELETED: _D.FORGOTTEN, _S.STOPPING: _D.STOP}
+_COMING_UP = {
+    _M.QUEUED: _D.FOLLOW,
+    _M.STARTING: _D.FOLLOW,
+    _M.READY: _D.FOLLOW,
+    _M.LOST: _D.FOLLOW,
+    _M.SUSPENDING: _D.NOTHING,
+    _M.SUSPENDED: _D.RESUME,
+    _M.STOPPED: _D.END,
+}
+_OVER = {**dict.fromkeys(_M, _D.HALT), _M.STOPPED: _D.CLEAN}
+
+# What is done for each state of a row (first key) and of its machine; a row without a machine is below.
+TABLE: dict[SandboxState, dict[MachineState, Settle]] = {
+    _S.QUEUED: _COMING_UP,
+    _S.STARTING: _COMING_UP,
+    _S.RESUMING: _COMING_UP,
+    _S.RUNNING: {**_COMING_UP, _M.QUEUED: _D.NOTHING, _M.STARTING: _D.NOTHING, _M.SUSPENDED: _D.SUSPENDED},
+    _S.SUSPENDING: {
+        _M.QUEUED: _D.NOTHING,
+        _M.STARTING: _D.NOTHING,
+        _M.READY: _D.RUN_ON,
+        _M.LOST: _D.RUN_ON,
+        _M.SUSPENDING: _D.NOTHING,
+        _M.SUSPENDED: _D.SUSPENDED,
+        _M.STOPPED: _D.END,
+    },
+    _S.SUSPENDED: {
+        _M.QUEUED: _D.GO_ON,
+        _M.STARTING: _D.GO_ON,
+        _M.READY: _D.GO_ON,
+        _M.LOST: _D.GO_ON,
+        _M.SUSPENDING: _D.NOTHING,
+        _M.SUSPENDED: _D.NOTHING,
+        _M.STOPPED: _D.END,
+    },
+    _S.STOPPING: dict.fromkeys(_M, _D.STOP),
+    _S.STOPPED: _OVER,
+    _S.DELETED: _OVER,
+}
+
+
+def settlement(row: SandboxState, machine: MachineState | None) -> Settle:
+    """What is done about a row in that state and a machine in that one; None: the node knows no such machine."""
+    return _WITHOUT.get(row, Settle.LOSE) if machine is None else TABLE[row][machine]
 
 
 async def reconcile() -> None:
@@ -37,6 +105,7 @@ async def reconcile() -> None:
     except NodeUnreachable as error:
         log.warning("the node does not answer", error=error.detail)
         return
+    known = dict(machines)
     # Rows after machines: a machine has its row before it exists, so one without a row here is really nobody's.
     for sandbox in await in_thread(_rows):
         info = machines.pop(sandbox.machine, None)
@@ -46,6 +115,7 @@ async def reconcile() -> None:
             log.warning("could not settle", sandbox=sandbox.public_id, error=str(error))
     for info in machines.values():
         await _remove_stray(info)
+    await idle.suspend_unused(machines=known)
 
 
 def _rows() -> list[Sandbox]:
@@ -53,32 +123,39 @@ def _rows() -> list[Sandbox]:
 
 
 async def _settle(sandbox: Sandbox, info: MachineInfo | None, asked: float) -> None:
-    age = asked - sandbox.state_since.timestamp()
-    if sandbox.state in (SandboxState.QUEUED, SandboxState.STARTING, SandboxState.RUNNING):
-        await _settle_active(sandbox, info, age)
-    elif sandbox.state == SandboxState.STOPPING:
-        if info is None or info.state is MachineState.STOPPED or age > 2:
-            await lifecycle.sandbox_stop_finish(sandbox=sandbox)
-    elif info is None:
-        if sandbox.state == SandboxState.DELETED or not states.can_start_again(sandbox.kind):
-            await in_thread(Sandbox.objects.filter(pk=sandbox.pk).update, machine_removed=True)
-    else:
-        if info.state is not MachineState.STOPPED and age > PATIENCE:
-            await runtime.node().machine_stop(sandbox.machine)
-        await lifecycle.sandbox_clean(sandbox=sandbox)
-
-
-async def _settle_active(sandbox: Sandbox, info: MachineInfo | None, age: float) -> None:
-    if info is None:
-        if age > PATIENCE:
+    since = sandbox.state_since.timestamp()
+    age = asked - since
+    # News are of the row as it is now; what is older may be from before somebody changed it.
+    news = age > PATIENCE or (info is not None and info.since > since)
+    match settlement(SandboxState(sandbox.state), info.state if info else None):
+        case Settle.FOLLOW if info:
+            await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
+        case Settle.LOSE if age > PATIENCE:
             cause = StopCause.CREATE_DIED if sandbox.state == SandboxState.QUEUED else StopCause.MACHINE_LOST
             await in_thread(lifecycle.sandbox_ended, sandbox=sandbox, cause=cause)
-    elif info.state is not MachineState.STOPPED:
-        await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
-    elif info.since > sandbox.state_since.timestamp() or age > PATIENCE:
-        # An older stop is that of the run before: the workspace is just being started again.
-        await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
-        await lifecycle.sandbox_clean(sandbox=sandbox)
+        case Settle.END if info and news:
+            # An older stop is that of the run before: the workspace is just being started again.
+            await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
+            await lifecycle.sandbox_clean(sandbox=sandbox)
+        case Settle.SUSPENDED if news:
+            await in_thread(lifecycle.sandbox_suspended, sandbox=sandbox)
+        case Settle.RUN_ON if age > PATIENCE:
+            why = "whoever had begun to suspend it went away before its host heard of it"
+            await in_thread(suspension.sandbox_run_on, sandbox=sandbox, why=why)
+        case Settle.GO_ON if info and news:
+            if await in_thread(lifecycle.sandbox_move, sandbox=sandbox, move=states.Move.RESUME, actor=SYSTEM):
+                await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
+        case Settle.RESUME if age > AGAIN:
+            await suspension.sandbox_resume_begin(sandbox=sandbox)
+        case Settle.STOP if info is None or info.state is MachineState.STOPPED or age > AGAIN:
+            await lifecycle.sandbox_stop_finish(sandbox=sandbox)
+        case Settle.HALT if age > PATIENCE:
+            await runtime.node().machine_stop(sandbox.machine)
+            await lifecycle.sandbox_clean(sandbox=sandbox)
+        case Settle.CLEAN:
+            await lifecycle.sandbox_clean(sandbox=sandbox)
+        case Settle.FORGOTTEN if lifecycle.is_waste(sandbox):
+            await in_thread(lifecycle.sandbox_removed, sandbox=sandbox)
 
 
 async def _remove_stray(info: MachineInfo) -> None:
@@ -126,6 +203,4 @@ def prune(*, now: datetime | None = None) -> None:
     Event.objects.filter(created_at__lt=now - timedelta(hours=1)).delete()
     SignInLink.objects.filter(expires_at__lt=now - timedelta(days=1)).delete()
     WebProcess.objects.filter(seen_at__lt=now - timedelta(hours=1)).delete()
-    Sandbox.objects.filter(
-        kind=Kind.SANDBOX, state=SandboxState.STOPPED, machine_removed=True, stopped_at__lt=now - SHOWN_FOR
-    ).update(state=SandboxState.DELETED)
+    lifecycle.sandboxes_hide(stopped_before=now - SHOWN_FOR)

@@ -266,6 +266,8 @@ class FakeNode:
             raise MachineGone(f"machine {machine} is {known.info.state}")
         self._set(machine, MachineState.SUSPENDING)
         await known.guest.freeze()
+        if self._get(machine).info.state is not MachineState.SUSPENDING:
+            raise MachineGone(f"machine {machine} is {known.info.state}")
         self._set(machine, MachineState.SUSPENDED)
         return known.info
 

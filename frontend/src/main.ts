@@ -9,6 +9,7 @@ import { start } from "./ui/page";
 
 const islands = {
   dashboard: () => import("./ui/dashboard/Dashboard.svelte"),
+  details: () => import("./ui/details/Details.svelte"),
   tokens: () => import("./ui/account/Tokens.svelte"),
   members: () => import("./ui/account/Members.svelte"),
   workspace: () => import("./ui/layout/Workspace.svelte"),

@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 from ninja import Field, Schema
 
+StateName = Literal[
+    "queued", "starting", "running", "suspending", "suspended", "resuming", "stopping", "stopped", "deleted"
+]
+
 
 class SandboxOut(Schema):
     """A sandbox or workspace."""
@@ -13,7 +17,7 @@ class SandboxOut(Schema):
     id: str
     name: str
     kind: Literal["sandbox", "workspace"]
-    state: Literal["queued", "starting", "running", "stopping", "stopped", "deleted"]
+    state: StateName
     state_reason: str
     queue_position: int
     unresponsive: bool
@@ -32,6 +36,14 @@ class SandboxOut(Schema):
     stop_detail: str
     stopped_by: str | None
     creator: str
+    origin: Literal["cold", "clone", "pool", "resume", "fork"] | None
+    note: str
+    next_step: Literal["resume", "start", "restore", ""]
+    idle_minutes: int | None
+    active_at: str | None
+    deleted_at: str | None
+    restorable_until: str | None
+    forked_from: str | None
 
 
 class SandboxIn(Schema):
@@ -42,7 +54,7 @@ class SandboxIn(Schema):
     memory_mb: int = 1280
     labels: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
-    lifetime_seconds: int | None = Field(default=None, ge=1, le=1_000_000)
+    lifetime_seconds: int | None = Field(default=None, ge=1, le=100_000_000)
 
 
 class SandboxChange(Schema):
@@ -50,6 +62,46 @@ class SandboxChange(Schema):
 
     name: str | None = None
     labels: dict[str, str] | None = None
+    idle_minutes: int | None = None
+
+
+class Fork(Schema):
+    """What the copy is to be called, and how long it is to live where not as long as the original."""
+
+    name: str = ""
+    lifetime_seconds: int | None = Field(default=None, ge=1, le=100_000_000)
+
+
+class Extension(Schema):
+    """Seconds from now for which it is to live at least."""
+
+    seconds: int = Field(ge=1, le=100_000_000)
+
+
+class TimelineOut(Schema):
+    """Something that happened to a sandbox; `duration_seconds` until the next entry."""
+
+    id: int
+    at: str
+    state: StateName
+    text: str
+    cause: str | None
+    actor: str
+    detail: str
+    stages: dict[str, float]
+    duration_seconds: float | None
+
+
+class Resources(Schema):
+    """What its machine uses: bytes, load averages of 1, 5 and 15 minutes, and processor seconds since it was made."""
+
+    memory_total: int
+    memory_available: int
+    disk_total: int
+    disk_free: int
+    load: list[float]
+    processes: int
+    cpu_seconds: float
 
 
 class MemberOut(Schema):

@@ -18,16 +18,18 @@ from ide.rpc import methods
 from ide.rpc.connection import Connection
 from ide.rpc.envelope import Malformed
 from ide.rpc.handshake import Dialect, decode_config, dialect_of
+from ide.rpc.methods import UNNOTICED
 from sandboxes import background, events
 from sandboxes.database import in_thread
-from sandboxes.errors import DomainError, NotFound, NotRunning, Unavailable
-from sandboxes.models import Kind, Sandbox, StopCause
+from sandboxes.errors import DomainError, NotFound, NotRunning, Suspended, Unavailable
+from sandboxes.models import Kind, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get
-from sandboxes.services import lifecycle
+from sandboxes.sentences import state_reason
+from sandboxes.services import lifecycle, suspension
 from sandboxes.services.lifecycle import Wanted
 from sandboxes.services.presence import presence
-from sandboxes.services.streams import ENDED
+from sandboxes.states import ENDED, PAUSED
 
 log = structlog.get_logger("atoll.sdk")
 
@@ -45,6 +47,7 @@ class Socket(ABC):
     """One WebSocket of the SDK's protocol, from its handshake to its close."""
 
     methods = methods.SDK
+    unnoticed: frozenset[str] = frozenset()
 
     def __init__(self, scope: Scope, receive: Any, send: Any) -> None:
         self.scope = scope
@@ -103,7 +106,30 @@ class Socket(ABC):
     def connection(self, sandbox: Sandbox, actor: Actor, dialect: Dialect) -> Connection:
         """The state of this socket's calls."""
         self.sandbox = sandbox
-        return Connection(sandbox=sandbox, actor=actor, dialect=dialect, methods=self.methods, send=self._text)
+        return Connection(
+            sandbox=sandbox,
+            actor=actor,
+            dialect=dialect,
+            methods=self.methods,
+            send=self._text,
+            unnoticed=self.unnoticed,
+        )
+
+    async def wait(self, connection: Connection) -> None:
+        """Until the guest is ready, or for as long as a client waits for an answer. _Gone; Unavailable if it ended."""
+        leaving = background.spawn(self._receive(), name="handshake")
+        ready = connection.ready
+        try:
+            await asyncio.wait({leaving, ready}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+        if leaving.done() and not leaving.cancelled():
+            raise _Gone
+        if ready.done():
+            try:
+                ready.result()
+            except NotRunning as error:
+                raise Unavailable(error.message) from error
 
     async def _text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
@@ -163,8 +189,12 @@ class Socket(ABC):
                 payload = event["payload"]
                 if event["kind"] == "ready":
                     await in_thread(sandbox.refresh_from_db)
-                    if sandbox.state in ENDED:
-                        return events.state_reason(sandbox) or "the sandbox was stopped"
+                    if sandbox.state in ENDED or sandbox.state == SandboxState.SUSPENDED:
+                        return state_reason(sandbox) or "the sandbox was stopped"
+                elif event["kind"] == "timeline":
+                    # Of states only the last is told, and it may be resumed already: what was open is gone all the same
+                    if payload["sandbox"] == sandbox.public_id and payload["state"] == SandboxState.SUSPENDED:
+                        return str(payload["text"])
                 elif event["kind"] == "sandbox" and payload["id"] == sandbox.public_id and payload["state"] in ENDED:
                     return str(payload["state_reason"] or "the sandbox was stopped")
         return "the server is being stopped"
@@ -200,6 +230,7 @@ class CreateSocket(Socket):
             labels=config.labels,
             env=config.env,
             stop_at=config.stop_at,
+            unlimited=config.unlimited,
             session=config.session,
             held_by=await presence.process() if config.session else None,
         )
@@ -207,7 +238,7 @@ class CreateSocket(Socket):
         lifecycle.sandbox_boot_beside(sandbox=sandbox)
         connection = self.connection(sandbox, actor, self.dialect(config.dialect))
         try:
-            await self._wait(connection)
+            await self.wait(connection)
         except BaseException as error:
             # Nobody knows its id: it would run for nobody.
             cause = StopCause.SESSION_ENDED if isinstance(error, _Gone) else StopCause.REQUESTED
@@ -217,21 +248,6 @@ class CreateSocket(Socket):
             await connection.release()
             raise
         return connection
-
-    async def _wait(self, connection: Connection) -> None:
-        leaving = background.spawn(self._receive(), name="handshake")
-        ready = connection.ready
-        try:
-            await asyncio.wait({leaving, ready}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-        if leaving.done() and not leaving.cancelled():
-            raise _Gone
-        if ready.done():
-            try:
-                ready.result()
-            except NotRunning as error:
-                raise Unavailable(error.message) from error
 
     async def closed(self, connection: Connection) -> None:
         """A session sandbox ends with this connection."""
@@ -247,16 +263,26 @@ class ConnectSocket(Socket):
     """`/api/v3/sandbox/{id}/connect`: a further connection to a sandbox, which does not depend on it."""
 
     async def open(self) -> Connection:
-        """Check token and sandbox. One that is stopped is not found, as the SDKs expect."""
+        """Check token and sandbox, and resume a suspended one. One that is stopped is not found, as the SDKs expect."""
         actor = await actor_of_scope(self.scope)
-        return self.connection(await self.running(actor), actor, self.dialect())
+        sandbox = await self.running(actor)
+        if sandbox.state not in PAUSED:
+            return self.connection(sandbox, actor, self.dialect())
+        await suspension.sandbox_wake(sandbox=sandbox, actor=actor, why="an SDK connected")
+        connection = self.connection(sandbox, actor, self.dialect())
+        try:
+            await self.wait(connection)
+        except BaseException:
+            await connection.release()
+            raise
+        return connection
 
     async def running(self, actor: Actor) -> Sandbox:
         """The sandbox of this path, if it is not stopped."""
         public_id = self.scope["url_route"]["kwargs"]["sandbox"]
         sandbox = await in_thread(sandbox_get, actor=actor, public_id=public_id, action="sandbox.use")
         if sandbox.state in ENDED:
-            reason = events.state_reason(sandbox)
+            reason = state_reason(sandbox)
             raise NotFound(f"the sandbox is {sandbox.state}" + (f": {reason}" if reason else ""))
         return sandbox
 
@@ -265,11 +291,15 @@ class BrowserSocket(ConnectSocket):
     """`/ws/sandboxes/{id}/rpc`: the same for a signed-in person's page."""
 
     methods = methods.BROWSER
+    unnoticed = UNNOTICED
 
     async def open(self) -> Connection:
-        """Check the session and the sandbox."""
+        """Check the session and the sandbox. Suspended for one that is: a page's reconnecting resumes nothing."""
         actor = await actor_of_session(self.scope, self.scope["url_route"]["kwargs"]["sandbox"])
-        return self.connection(await self.running(actor), actor, Dialect.JS)
+        sandbox = await self.running(actor)
+        if sandbox.state in PAUSED:
+            raise Suspended(f"the sandbox is {state_reason(sandbox) or sandbox.state}: resume it to go on")
+        return self.connection(sandbox, actor, Dialect.JS)
 
     def expelled_code(self, code: int) -> int:
         """Pages know our own codes."""

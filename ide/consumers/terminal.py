@@ -9,11 +9,12 @@ from typing import Any
 from ide.auth import NOT_ALLOWED, revoked
 from ide.xterm_bridge.session import Attached, Session, TerminalError
 from sandboxes.database import in_thread
-from sandboxes.errors import DomainError, Forbidden, NotFound, NotRunning
+from sandboxes.errors import DomainError, Forbidden, NotFound, NotRunning, Unavailable
 from sandboxes.models import Sandbox, User
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.services import accounts, streams
+from sandboxes.services.activity import activity
 
 SIGNED_OUT, GONE = 4401, 4404
 
@@ -104,23 +105,22 @@ class GuestTerminals:
         self._actor = actor
 
     async def open(self, *, cols: int, rows: int, cwd: str | None) -> str:
-        """Start the user's login shell; waits for a machine that is still starting."""
-        try:
-            await streams.guest_ready(sandbox=self._sandbox)
-        except DomainError as error:
-            raise _failure(error) from error
+        """Start the user's login shell; waits for a machine that is still starting or resuming."""
+        await self._ready()
+        activity.note(self._sandbox)
         params = {"cols": cols, "rows": rows, **({} if cwd is None else {"cwd": cwd})}
         return str((await self._ask("terminal.open", params))["id"])
 
     async def attach(self, terminal: str, *, offset: int | None, cols: int, rows: int) -> Attached:
-        """Its output from `offset` on."""
+        """Its output from `offset` on; waits as `open` does, for a page comes back while its machine resumes."""
+        await self._ready()
         params = {"id": terminal, "cols": cols, "rows": rows, **({} if offset is None else {"offset": offset})}
         call = await self._begin("terminal.attach", params, more=True)
         try:
             reply = await _reply(call)
             return Attached(
                 id=terminal,
-                stream=_Stream(call),
+                stream=_Stream(call, self._sandbox),
                 offset=int(reply["offset"]),
                 end=int(reply["end"]),
                 truncated=bool(reply["truncated"]),
@@ -143,6 +143,13 @@ class GuestTerminals:
     async def close(self, terminal: str) -> None:
         """Hang up."""
         await self._ask("terminal.close", {"id": terminal})
+
+    async def _ready(self) -> None:
+        # It wakes nothing: a page asks for that, when its person comes back.
+        try:
+            await streams.guest_ready(sandbox=self._sandbox)
+        except DomainError as error:
+            raise _failure(error) from error
 
     async def _begin(self, method: str, params: Mapping[str, Any], *, more: bool = False) -> streams.GuestCall:
         try:
@@ -181,23 +188,33 @@ def _failure(error: DomainError) -> TerminalError:
 class _Stream:
     """The raw part of an attached call, for the bridge."""
 
-    def __init__(self, call: streams.GuestCall) -> None:
+    def __init__(self, call: streams.GuestCall, sandbox: Sandbox) -> None:
         self._call = call
+        self._sandbox = sandbox
 
     async def read(self, limit: int) -> bytes:
         """Output as it comes."""
         try:
-            return await self._call.read(limit)
+            data = await self._call.read(limit)
         except DomainError as error:
-            raise _failure(error) from error
+            raise await self._broken(error) from error
+        activity.note(self._sandbox)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Typed bytes."""
+        activity.note(self._sandbox)
         try:
             await self._call.write(data)
         except DomainError as error:
-            raise _failure(error) from error
+            raise await self._broken(error) from error
 
     async def abort(self) -> None:
         """Leave it."""
         await self._call.abort()
+
+    async def _broken(self, error: DomainError) -> TerminalError:
+        """Why the stream broke off; a page must not attach again and again to what is suspended or has ended."""
+        if isinstance(error, Unavailable):
+            error = await streams.guest_gone(sandbox=self._sandbox) or error
+        return _failure(error)

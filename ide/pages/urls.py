@@ -13,6 +13,7 @@ urlpatterns = [
     path("tokens", views.tokens, name="tokens"),
     path("members", views.members, name="members"),
     path("sandboxes/<str:sandbox>", views.workspace, name="workspace"),
+    path("sandboxes/<str:sandbox>/details", views.details, name="details"),
     path("organization", organizations.settings, name="organization"),
     path("organization/switch", organizations.switch, name="switch_organization"),
     path("organizations/new", organizations.create, name="new_organization"),

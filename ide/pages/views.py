@@ -12,6 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from ide.pages.frame import frame, membership_of, nowhere
+from sandboxes.config import config
 from sandboxes.errors import Forbidden, NotFound
 from sandboxes.models import User
 from sandboxes.selectors.sandboxes import sandbox_get
@@ -54,21 +55,31 @@ def members(request: HttpRequest) -> HttpResponse:
 @require_GET
 def workspace(request: HttpRequest, sandbox: str) -> HttpResponse:
     """One sandbox in the IDE, in whichever of the person's organizations it is."""
+    try:
+        return _sandbox_page(request, sandbox, "sandbox.use", "ide/workspace.html", "workspace")
+    except Forbidden:
+        return render(request, "403.html", {"reason": "Viewers see sandboxes but do not enter them."}, status=403)
+
+
+@login_required
+@never_cache
+@require_GET
+def details(request: HttpRequest, sandbox: str) -> HttpResponse:
+    """What is known of one sandbox and its life so far, for every member; of a deleted one while it can be restored."""
+    return _sandbox_page(request, sandbox, "sandbox.view", "dashboard/details.html", "details")
+
+
+def _sandbox_page(request: HttpRequest, sandbox: str, action: str, template: str, island: str) -> HttpResponse:
+    """A page of one sandbox, for whoever may do `action` with it. Forbidden; 404 outside of his organizations."""
     user = cast(User, request.user)
     for membership in user.memberships.select_related("organization"):
+        actor = accounts.actor_of(user=user, membership=membership)
         try:
-            found = sandbox_get(
-                actor=accounts.actor_of(user=user, membership=membership), public_id=sandbox, action="sandbox.use"
-            )
+            found = sandbox_get(actor=actor, public_id=sandbox, action=action, restorable=island == "details")
         except NotFound:
             continue
-        except Forbidden:
-            return render(request, "403.html", {"reason": "Viewers see sandboxes but do not enter them."}, status=403)
-        return render(
-            request,
-            "ide/workspace.html",
-            {"sandbox": found, **frame(request, "workspace", membership, sandbox=found.public_id)},
-        )
+        shown = frame(request, island, membership, sandbox=found.public_id, idle_minutes=config()["idle_minutes"])
+        return render(request, template, {"sandbox": found, **shown})
     raise Http404("There is no such sandbox, or it is not in an organization of yours.")
 
 

@@ -20,6 +20,7 @@ from sandboxes.errors import DomainError, NotRunning, Unavailable
 from sandboxes.models import Sandbox
 from sandboxes.permissions import Actor
 from sandboxes.services import streams
+from sandboxes.services.activity import activity
 from sandboxes.services.streams import GuestCall, GuestFailed, GuestInvalid, GuestUnknown
 
 log = structlog.get_logger("atoll.rpc")
@@ -62,12 +63,14 @@ class Connection:
         dialect: Dialect,
         methods: Mapping[str, Method],
         send: Callable[[str], Awaitable[None]],
+        unnoticed: frozenset[str] = frozenset(),
     ) -> None:
         self.sandbox = sandbox
         self.actor = actor
         self.dialect = dialect
         self.methods = methods
         self.send = send
+        self.unnoticed = unnoticed
         self.id = uuid.uuid4().hex
         self.incoming = IncomingStreams(self._cancel_sender)
         self.outgoing: dict[int, asyncio.Task[None]] = {}
@@ -115,6 +118,8 @@ class Connection:
         elif (method := self.methods.get(request.method)) is None:
             await self.send(envelope.failure(request.id, errors.METHOD_NOT_FOUND, "Method not found"))
         else:
+            if request.method not in self.unnoticed:
+                activity.note(self.sandbox)
             task = background.spawn(self._carry_out(request, method), name=f"rpc {request.method}")
             self._calls[task] = request
             task.add_done_callback(lambda done: self._calls.pop(done, None))

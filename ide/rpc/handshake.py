@@ -31,6 +31,7 @@ class Config:
     env: dict[str, str]
     session: bool
     stop_at: datetime | None
+    unlimited: bool
     dialect: Dialect | None
 
 
@@ -63,13 +64,14 @@ def decode_config(header: str, *, now: datetime) -> Config:
     if not isinstance(config, dict):
         raise Invalid("the config is not an object", field="config")
     _refuse_what_is_not_there(config)
-    session, stop_at = _lifetime(config, now)
+    session, stop_at, unlimited = _lifetime(config, now)
     return Config(
         memory_mb=_integer(config, "memory_mb", DEFAULT_MEMORY_MB),
         labels=_strings(config, "labels"),
         env=_strings(config, "env"),
         session=session,
         stop_at=stop_at,
+        unlimited=unlimited,
         dialect=_dialect(config),
     )
 
@@ -109,19 +111,25 @@ def _strings(config: dict[str, Any], key: str) -> dict[str, str]:
     return dict(value)
 
 
-def _lifetime(config: dict[str, Any], now: datetime) -> tuple[bool, datetime | None]:
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _lifetime(config: dict[str, Any], now: datetime) -> tuple[bool, datetime | None, bool]:
+    """Whether it lives as long as its connection, else its deadline, and whether it is to have none."""
     if config.get("stop_at_ms") is not None:
-        return False, moment(config["stop_at_ms"])
+        return False, moment(config["stop_at_ms"]), False
     timeout = config.get("timeout")
     if timeout is None or timeout == "session":
-        return True, None
-    found = re.fullmatch(r"([0-9]{1,6})([sm])", timeout) if isinstance(timeout, str) else None
-    seconds = int(found[1]) * (60 if found[2] == "m" else 1) if found else 0
+        return True, None, False
+    if timeout == "unlimited":
+        return False, None, True
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", timeout) if isinstance(timeout, str) else None
+    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
     if seconds <= 0:
         raise Invalid(
-            "a timeout is 'session', or a number of seconds or minutes such as '30s' or '5m'", field="timeout"
+            "a timeout is 'session', 'unlimited', or a time such as '30s', '5m', '2h' or '1d'", field="timeout"
         )
-    return False, now + timedelta(seconds=seconds)
+    return False, now + timedelta(seconds=seconds), False
 
 
 def moment(stop_at_ms: object) -> datetime:

@@ -145,6 +145,8 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 ATOLL: dict[str, Any] = {
     "region": ENV.region,
     "quota_concurrent": ENV.quota_concurrent,
+    "idle_minutes": ENV.idle_minutes,
+    "low_memory_mib": ENV.low_memory_mib,
     "origin": ENV.origin,
     "trusted_origins": ENV.origins,
     "node_socket": ENV.node_socket,

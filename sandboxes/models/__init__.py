@@ -5,6 +5,7 @@ from sandboxes.models.audit import AuditEntry
 from sandboxes.models.event import Event
 from sandboxes.models.organization import Membership, Organization, Role
 from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
+from sandboxes.models.timeline import TimelineEntry
 from sandboxes.models.token import Token
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "SandboxState",
     "SignInLink",
     "StopCause",
+    "TimelineEntry",
     "Token",
     "User",
     "WebProcess",

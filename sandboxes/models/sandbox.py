@@ -23,13 +23,16 @@ class SandboxState(models.TextChoices):
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
     STOPPING = "stopping"
     STOPPED = "stopped"
     DELETED = "deleted"
 
 
 class StopCause(models.TextChoices):
-    """Why a sandbox stopped; shown to people, so each has a sentence."""
+    """Why a sandbox stopped or was suspended; shown to people, so each has a sentence."""
 
     REQUESTED = "requested", "stopped on request"
     SESSION_ENDED = "session_ended", "the connection that created it ended"
@@ -43,6 +46,12 @@ class StopCause(models.TextChoices):
     NO_CAPACITY = "no_capacity", "the host had no room for it"
     MACHINE_LOST = "machine_lost", "the host no longer knows its machine"
     CREATE_DIED = "create_died", "the process that created it ended before the machine was started"
+    IDLE = "idle", "nobody used it"
+    HOST_SHUTDOWN = "host_shutdown", "Atoll was stopped on its host"
+    LOW_MEMORY = "low_memory", "the host was short of memory"
+    SPENDING_CAP = "spending_cap", "the organization's spending cap was reached"
+    HOST_OUT_OF_MEMORY = "host_out_of_memory", "the host ran out of memory and ended the machine"
+    RESUME_FAILED = "resume_failed", "its saved memory could not be restored"
 
 
 class WebProcess(models.Model):
@@ -76,6 +85,9 @@ class Sandbox(models.Model):
     unresponsive = models.BooleanField(default=False)
     queue_position = models.PositiveIntegerField(default=0)
     stages = models.JSONField(default=dict)
+    # How the machine came to run the last time (vm.api.Origin), and what people should know of that.
+    origin = models.CharField(max_length=10, blank=True)
+    note = models.CharField(max_length=500, blank=True)
     # The machine with its disk is gone from the node.
     machine_removed = models.BooleanField(default=False)
 
@@ -83,6 +95,13 @@ class Sandbox(models.Model):
     held_by = models.ForeignKey(WebProcess, null=True, on_delete=models.SET_NULL, related_name="sandboxes")
     stop_at = models.DateTimeField(null=True)
 
+    # Minutes without activity after which it is suspended. None: the installation's default; 0: never.
+    idle_minutes = models.PositiveIntegerField(null=True)
+    active_at = models.DateTimeField(null=True)
+    # A suspend that failed is not tried again at once for want of use.
+    suspend_failed_at = models.DateTimeField(null=True)
+
+    # Of its last stop or suspend.
     stop_cause = models.CharField(max_length=20, choices=StopCause.choices, blank=True)
     stop_detail = models.CharField(max_length=500, blank=True)
     stopped_by = models.CharField(max_length=150, blank=True)
@@ -94,6 +113,9 @@ class Sandbox(models.Model):
     state_since = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
     stopped_at = models.DateTimeField(null=True)
+    deleted_at = models.DateTimeField(null=True)
+    # The public id of the sandbox whose memory and disk it was copied from.
+    forked_from = models.CharField(max_length=32, blank=True)
 
     class Meta:
         """Constraints and indexes."""

@@ -18,14 +18,14 @@ SHOWN_FOR = timedelta(days=1)
 """How long a stopped sandbox stays listed; a workspace stays until it is deleted."""
 
 
-def sandbox_get(*, actor: Actor, public_id: str, action: str = "sandbox.view") -> Sandbox:
-    """The sandbox, for an actor who may do `action` with it. NotFound, also across organizations; Forbidden."""
-    sandbox = (
-        Sandbox.objects.filter(public_id=public_id, organization_id=actor.organization_id)
-        .exclude(state=SandboxState.DELETED)
-        .first()
-    )
-    if sandbox is None:
+def sandbox_get(*, actor: Actor, public_id: str, action: str = "sandbox.view", restorable: bool = False) -> Sandbox:
+    """The sandbox, for an actor who may do `action` with it. NotFound, also across organizations; Forbidden.
+
+    `restorable`: also a deleted one, as long as it can be brought back.
+    """
+    sandbox = Sandbox.objects.filter(public_id=public_id, organization_id=actor.organization_id).first()
+    gone = sandbox is not None and sandbox.state == SandboxState.DELETED
+    if sandbox is None or (gone and not (restorable and states.restorable_until(sandbox))):
         raise NotFound(f"there is no sandbox {public_id[:40]!r} in this organization")
     permissions.require(actor, action, sandbox.organization_id)
     return sandbox
@@ -49,6 +49,19 @@ def sandbox_list(
     # In Python, because a key may hold any character and each database has another syntax for JSON paths.
     matching = (row for row in found if all(row.labels.get(key) == value for key, value in labels.items()))
     return [row for row, _ in zip(matching, range(limit), strict=False)]
+
+
+def sandbox_list_deleted(*, actor: Actor) -> list[Sandbox]:
+    """The deleted workspaces that can still be restored, last deleted first."""
+    permissions.require(actor, "sandbox.view", actor.organization_id)
+    rows = Sandbox.objects.filter(
+        organization_id=actor.organization_id,
+        state=SandboxState.DELETED,
+        kind=Kind.WORKSPACE,
+        machine_removed=False,
+        deleted_at__gt=timezone.now() - states.RESTORABLE_FOR,
+    )
+    return list(rows.order_by("-deleted_at")[:200])
 
 
 def quota(*, actor: Actor) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """A sandbox from its creation to its end: the only module that writes sandbox rows.
 
-Rows change in short transactions of their own and the node is asked outside of them. Whatever dies between two steps
-leaves a row that sandboxes/reconcile.py settles.
+Suspending, resuming and forking is next door in suspension.py, by means of what is here. Rows change in short
+transactions of their own and the node is asked outside of them. Whatever dies between two steps leaves a row that
+sandboxes/reconcile.py settles.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from sandboxes import audit, events, ids, permissions, quotas, runtime, states
+from sandboxes import audit, events, ids, limits, permissions, quotas, runtime, states, timeline
 from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Invalid, NotFound, Unavailable
-from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause, TimelineEntry
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.states import Move
 from vm import background
@@ -36,11 +38,17 @@ _OF_NODE = {
     MachineState.READY: SandboxState.RUNNING,
     MachineState.LOST: SandboxState.RUNNING,
 }
+PURGE_MARGIN = timedelta(minutes=1)
+"""By which the disk of a deleted workspace outlives the last moment at which it can be restored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody wants a new sandbox to be. `stop_at` None: no deadline. `held_by`: it ends with that connection."""
+    """What somebody wants a new sandbox to be. `held_by`: it ends with that connection.
+
+    `stop_at` None: a workspace has no deadline then, a sandbox that is no session the latest its organization allows,
+    and none where `unlimited` is asked for and allowed.
+    """
 
     kind: Kind = Kind.SANDBOX
     name: str = ""
@@ -48,6 +56,7 @@ class Wanted:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     stop_at: datetime | None = None
+    unlimited: bool = False
     session: bool = False
     held_by: UUID | None = None
 
@@ -65,42 +74,60 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
-    stop_at = wanted.stop_at and min(wanted.stop_at, now + timedelta(seconds=quotas.MAX_LIFETIME))
-    region: str = config()["region"]
     with transaction.atomic():
-        _require_room(actor.organization_id)
-        sandbox = Sandbox.objects.create(
-            public_id=ids.sandbox_id(region),
-            organization_id=actor.organization_id,
+        require_room(actor.organization_id)
+        return sandbox_insert(
+            actor=actor,
             kind=wanted.kind,
             name=wanted.name,
-            region=region,
             memory_mb=wanted.memory_mb,
             vcpus=quotas.VCPUS,
             disk_gib=quotas.DISK_GIB,
             labels=dict(wanted.labels),
             env=dict(wanted.env),
-            machine=ids.machine_id(),
             session=wanted.session,
             held_by_id=wanted.held_by,
-            stop_at=stop_at,
-            creator_id=actor.user_id,
-            creator_name=actor.label[:150],
-            state_since=now,
+            stop_at=_deadline(wanted, Organization.objects.get(pk=actor.organization_id), now),
         )
-        audit.record(
-            actor=actor,
-            organization_id=actor.organization_id,
-            action="sandbox.create",
-            target=sandbox.public_id,
-            kind=wanted.kind,
-            memory_mb=wanted.memory_mb,
-        )
-        events.publish_sandbox(sandbox)
+
+
+def _deadline(wanted: Wanted, organization: Organization, now: datetime) -> datetime | None:
+    longest = limits.max_lifetime(organization)
+    if wanted.unlimited and longest is not None:
+        raise Invalid("this organization does not allow sandboxes without a deadline", field="timeout")
+    if longest is None or wanted.session or (wanted.stop_at is None and wanted.kind == Kind.WORKSPACE):
+        return wanted.stop_at
+    return min(wanted.stop_at or now + longest, now + longest)
+
+
+def sandbox_insert(*, actor: Actor, action: str = "sandbox.create", **fields: Any) -> Sandbox:
+    """A queued row with its audit, timeline and event; in the caller's transaction, who has checked everything."""
+    region: str = config()["region"]
+    sandbox = Sandbox.objects.create(
+        public_id=ids.sandbox_id(region),
+        organization_id=actor.organization_id,
+        region=region,
+        machine=ids.machine_id(),
+        creator_id=actor.user_id,
+        creator_name=actor.label[:150],
+        state_since=timezone.now(),
+        **fields,
+    )
+    audit.record(
+        actor=actor,
+        organization_id=actor.organization_id,
+        action=action,
+        target=sandbox.public_id,
+        kind=sandbox.kind,
+        memory_mb=sandbox.memory_mb,
+    )
+    events.publish_sandbox(sandbox)
+    timeline.record_created(sandbox=sandbox)
     return sandbox
 
 
-def _require_room(organization_id: int) -> None:
+def require_room(organization_id: int) -> None:
+    """Return if one more sandbox may run, else QuotaExceeded; to be called in the transaction that takes the place."""
     # Keeps two creates on PostgreSQL from both seeing the last place; SQLite's transaction is immediate anyway.
     organization = Organization.objects.select_for_update().get(pk=organization_id)
     limit = organization.quota_concurrent
@@ -110,10 +137,13 @@ def _require_room(organization_id: int) -> None:
     )
 
 
-def _move(
-    *, sandbox: Sandbox, move: Move, actor: AnyActor, action: str = "", detail: Any = None, **fields: Any
+def sandbox_move(
+    *, sandbox: Sandbox, move: Move, actor: AnyActor, detail: Any = None, why: str = "", **fields: Any
 ) -> bool:
-    """Make the move in one conditional UPDATE, with its event and audit row; False if the row is elsewhere by now."""
+    """Make the move in one conditional UPDATE, with event, timeline and audit; False if the row is elsewhere by now.
+
+    `why` is for people, `detail` for the audit.
+    """
     now = timezone.now()
     target = states.target(move)
     with transaction.atomic():
@@ -125,67 +155,112 @@ def _move(
             audit.record(
                 actor=actor,
                 organization_id=sandbox.organization_id,
-                action=action or f"sandbox.{move}",
+                action=f"sandbox.{move}",
                 target=sandbox.public_id,
                 **(detail or {}),
             )
             events.publish_sandbox(sandbox)
+            timeline.record_move(sandbox=sandbox, move=move, actor=actor.label[:150], detail=why[:500])
     return bool(moved)
 
 
+def sandbox_update(*, sandbox: Sandbox, **fields: Any) -> None:
+    """Change columns that say nothing of its state, with an event."""
+    with transaction.atomic():
+        Sandbox.objects.filter(pk=sandbox.pk).update(**fields)
+        sandbox.refresh_from_db()
+        events.publish_sandbox(sandbox)
+
+
 def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
-    """Bring a row that is meant to run up to date with what the node says of its machine. Repeatable."""
-    if info.state is MachineState.STOPPED:
-        cause = StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
-        sandbox_ended(sandbox=sandbox, cause=cause, detail=info.detail)
-        return
-    stages = {name: round(seconds, 3) for name, seconds in list(info.stages.items())[:20]}
+    """Bring a row up to date with what the node says of its machine. Repeatable.
+
+    A machine that runs moves only a row that waits for that, and one that is suspended only a row that is not resumed
+    again since: old news change nothing.
+    """
+    match info.state:
+        case MachineState.STOPPED:
+            cause = StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
+            sandbox_ended(sandbox=sandbox, cause=cause, detail=info.detail)
+        case MachineState.SUSPENDED:
+            if sandbox.state == SandboxState.SUSPENDING or info.since > sandbox.state_since.timestamp():
+                sandbox_suspended(sandbox=sandbox)
+        case MachineState.SUSPENDING:
+            pass  # it will be SUSPENDED or READY again
+        case _:
+            _observe_alive(sandbox, info)
+
+
+def _observe_alive(sandbox: Sandbox, info: MachineInfo) -> None:
     wanted = _OF_NODE[info.state]
     if wanted is SandboxState.STARTING:
-        _move(sandbox=sandbox, move=Move.BOOT, actor=SYSTEM, queue_position=0)
+        sandbox_move(sandbox=sandbox, move=Move.BOOT, actor=SYSTEM, queue_position=0)
     elif wanted is SandboxState.RUNNING:
-        _move(
-            sandbox=sandbox, move=Move.READY, actor=SYSTEM, started_at=timezone.now(), stages=stages, queue_position=0
+        sandbox_move(
+            sandbox=sandbox,
+            move=Move.READY,
+            actor=SYSTEM,
+            # A resumed one has been started before.
+            started_at=Coalesce("started_at", Value(timezone.now())),
+            stopped_at=None,
+            stop_cause="",
+            stop_detail="",
+            stopped_by="",
+            stages={name: round(seconds, 3) for name, seconds in list(info.stages.items())[:20]},
+            origin=info.origin.value if info.origin else "",
+            note=info.note[:500],
+            queue_position=0,
         )
     unresponsive = info.state is MachineState.LOST
-    if sandbox.state == wanted and (
+    waits = sandbox.state == SandboxState.RESUMING and wanted is not SandboxState.RUNNING
+    if (waits or sandbox.state == wanted) and (
         sandbox.unresponsive != unresponsive or sandbox.queue_position != info.queue_position
     ):
-        with transaction.atomic():
-            Sandbox.objects.filter(pk=sandbox.pk).update(
-                unresponsive=unresponsive, queue_position=max(0, info.queue_position)
-            )
-            sandbox.refresh_from_db()
-            events.publish_sandbox(sandbox)
+        sandbox_update(sandbox=sandbox, unresponsive=unresponsive, queue_position=max(0, info.queue_position))
+
+
+def sandbox_suspended(*, sandbox: Sandbox) -> bool:
+    """Its memory is saved. Also after a suspend that was given up too early: its cause is then in the timeline."""
+    begun = TimelineEntry.objects.filter(sandbox=sandbox, state=SandboxState.SUSPENDING).order_by("-id").first()
+    fallback = {
+        "stop_cause": begun.cause if begun else StopCause.REQUESTED,
+        "stop_detail": begun.detail if begun else "nobody knows by whom",
+        "stopped_by": begun.actor if begun else SYSTEM.label,
+    }
+    fields: dict[str, Any] = {
+        name: Case(When(~Q(stop_cause=""), then=F(name)), default=Value(value)) for name, value in fallback.items()
+    }
+    return sandbox_move(
+        sandbox=sandbox,
+        move=Move.SUSPENDED,
+        actor=SYSTEM,
+        stopped_at=timezone.now(),
+        unresponsive=False,
+        queue_position=0,
+        suspend_failed_at=None,
+        **fields,
+    )
 
 
 def sandbox_ended(*, sandbox: Sandbox, cause: StopCause, detail: str = "") -> bool:
     """The machine is gone. A cause that a stop under way has written down already stays."""
     fields: dict[str, Any] = {"stopped_at": timezone.now(), "unresponsive": False, "queue_position": 0}
     # Judged by the row as it is then: whoever follows the machine may have read it before the stop was written down
+    known = Q(state=SandboxState.STOPPING) & ~Q(stop_cause="")
     for name, value in (("stop_cause", cause), ("stop_detail", detail[:500]), ("stopped_by", SYSTEM.label)):
-        fields[name] = Case(When(stop_cause="", then=Value(value)), default=F(name))
-    return _move(sandbox=sandbox, move=Move.END, actor=SYSTEM, detail={"seen": cause}, **fields)
+        fields[name] = Case(When(known, then=F(name)), default=Value(value))
+    ended = sandbox_move(sandbox=sandbox, move=Move.END, actor=SYSTEM, detail={"seen": cause}, **fields)
+    if ended and sandbox.forked_from and sandbox.started_at is None and cause == StopCause.CREATE_DIED:
+        # The copy was never made: there is nothing it could be started from.
+        sandbox_move(sandbox=sandbox, move=Move.DELETE, actor=SYSTEM, deleted_at=None)
+    return ended
 
 
 async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
     """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError."""
-    spec = MachineSpec(
-        machine=sandbox.machine,
-        memory_mib=sandbox.memory_mb,
-        vcpus=sandbox.vcpus,
-        disk_gib=sandbox.disk_gib,
-        identity=Identity(hostname=_hostname(sandbox), env=sandbox.env),
-    )
-    node = runtime.node()
     try:
-        info = await node.machine_start(spec)
-        while info.state in (MachineState.QUEUED, MachineState.STARTING):
-            await in_thread(sandbox_observe, sandbox=sandbox, info=info)
-            if sandbox.state not in (SandboxState.QUEUED, SandboxState.STARTING):
-                return sandbox
-            info = await node.machine_wait(sandbox.machine, timeout=2 if info.state is MachineState.QUEUED else 30)
-        await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+        info = await runtime.node().machine_start(machine_spec(sandbox))
+        await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
         # A second boot of the same row: the first one, or the reconciler, follows the machine.
         pass
@@ -204,6 +279,28 @@ async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
     except VmError as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=str(error))
     return sandbox
+
+
+async def sandbox_follow(*, sandbox: Sandbox, info: MachineInfo) -> None:
+    """Bring the row along until its machine, `info` now, runs or ended. Any VmError of a node."""
+    while info.state in (MachineState.QUEUED, MachineState.STARTING):
+        await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+        if sandbox.state not in (SandboxState.QUEUED, SandboxState.STARTING, SandboxState.RESUMING):
+            return
+        patience = 2 if info.state is MachineState.QUEUED else 30
+        info = await runtime.node().machine_wait(sandbox.machine, timeout=patience)
+    await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+
+
+def machine_spec(sandbox: Sandbox) -> MachineSpec:
+    """What its machine is to be."""
+    return MachineSpec(
+        machine=sandbox.machine,
+        memory_mib=sandbox.memory_mb,
+        vcpus=sandbox.vcpus,
+        disk_gib=sandbox.disk_gib,
+        identity=Identity(hostname=_hostname(sandbox), env=sandbox.env),
+    )
 
 
 def _hostname(sandbox: Sandbox) -> str:
@@ -231,7 +328,7 @@ async def sandbox_stop(
     if not isinstance(actor, System):
         permissions.require(actor, "sandbox.stop", sandbox.organization_id)
     begun = await in_thread(
-        _move,
+        sandbox_move,
         sandbox=sandbox,
         move=Move.STOP,
         actor=actor,
@@ -261,8 +358,8 @@ async def sandbox_stop_finish(*, sandbox: Sandbox) -> None:
 
 
 async def sandbox_clean(*, sandbox: Sandbox) -> None:
-    """Have the node forget the machine of a stopped sandbox or a deleted workspace, disk and all. Repeatable."""
-    if sandbox.machine_removed or not _is_waste(sandbox):
+    """Have the node forget the machine of a row that needs it no more, disk and all. Repeatable."""
+    if sandbox.machine_removed or not is_waste(sandbox):
         return
     try:
         await runtime.node().machine_forget(sandbox.machine)
@@ -271,14 +368,26 @@ async def sandbox_clean(*, sandbox: Sandbox) -> None:
     except VmError as error:
         log.warning("machine could not be removed yet", sandbox=sandbox.public_id, error=str(error))
         return
-    await in_thread(Sandbox.objects.filter(pk=sandbox.pk).update, machine_removed=True)
-    sandbox.machine_removed = True
+    await in_thread(sandbox_removed, sandbox=sandbox)
 
 
-def _is_waste(sandbox: Sandbox) -> bool:
-    return sandbox.state == SandboxState.DELETED or (
-        sandbox.state == SandboxState.STOPPED and not states.can_start_again(sandbox.kind)
-    )
+def sandbox_removed(*, sandbox: Sandbox) -> None:
+    """Nothing of its machine is left on the node. Repeatable."""
+    with transaction.atomic():
+        removed = Sandbox.objects.filter(pk=sandbox.pk, machine_removed=False).update(machine_removed=True)
+        sandbox.refresh_from_db()
+        if removed and states.can_start_again(sandbox.kind):
+            timeline.record_happening(sandbox=sandbox, text="Its disk was removed for good")
+
+
+def is_waste(sandbox: Sandbox) -> bool:
+    """Whether what its machine left behind can never be wanted again."""
+    if not states.can_start_again(sandbox.kind):
+        return sandbox.state in (SandboxState.STOPPED, SandboxState.DELETED)
+    if sandbox.state != SandboxState.DELETED:
+        return False
+    kept_until = sandbox.deleted_at and sandbox.deleted_at + states.RESTORABLE_FOR + PURGE_MARGIN
+    return kept_until is None or kept_until <= timezone.now()
 
 
 def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
@@ -287,8 +396,8 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
     if not states.can_start_again(sandbox.kind):
         raise Conflict("a sandbox is gone when it stops; only a workspace can be started again", state=sandbox.state)
     with transaction.atomic():
-        _require_room(sandbox.organization_id)
-        if not _move(
+        require_room(sandbox.organization_id)
+        if not sandbox_move(
             sandbox=sandbox,
             move=Move.START,
             actor=actor,
@@ -297,28 +406,61 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
             stopped_by="",
             started_at=None,
             stopped_at=None,
+            # A deadline that has passed has done its work: it would end the new run at once.
+            stop_at=Case(When(stop_at__lte=timezone.now(), then=None), default=F("stop_at")),
             stages={},
+            origin="",
+            note="",
         ):
             raise Conflict(f"it is {sandbox.state}, not stopped", state=sandbox.state)
     return sandbox
 
 
 async def sandbox_delete(*, sandbox: Sandbox, actor: Actor) -> None:
-    """Stop it if it runs, hide its row, remove its disk. Unavailable while the node of a running one is silent."""
+    """Stop it if it runs and hide its row; the disk of a workspace is kept for a day, in which it can be restored.
+
+    Unavailable while the node of a running one is silent.
+    """
     permissions.require(actor, "sandbox.delete", sandbox.organization_id)
-    if sandbox.state in states.ACTIVE:
+    if sandbox.state != SandboxState.STOPPED and sandbox.state != SandboxState.DELETED:
         await sandbox_stop(sandbox=sandbox, actor=actor, beside=False)
         if sandbox.state != SandboxState.STOPPED:
             raise Unavailable("the machine's host does not answer: it is stopped, and can be deleted, once it does")
-    if not await in_thread(_move, sandbox=sandbox, move=Move.DELETE, actor=actor):
+    if not await in_thread(sandbox_move, sandbox=sandbox, move=Move.DELETE, actor=actor, deleted_at=timezone.now()):
         if sandbox.state == SandboxState.DELETED:
             raise NotFound
         raise Conflict(f"it is {sandbox.state}", state=sandbox.state)
     background.spawn(sandbox_clean(sandbox=sandbox), name=f"clean {sandbox.public_id}")
 
 
-def sandbox_rename(*, sandbox: Sandbox, actor: Actor, name: str | None, labels: Mapping[str, str] | None) -> Sandbox:
-    """Give it another name or other labels; None leaves what is there."""
+def sandbox_restore(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
+    """Bring a deleted workspace back as a stopped one, on its disk. NotFound once that is removed; Conflict."""
+    permissions.require(actor, "sandbox.restore", sandbox.organization_id)
+    if sandbox.state != SandboxState.DELETED:
+        raise Conflict(f"it is {sandbox.state}, not deleted", state=sandbox.state)
+    if states.restorable_until(sandbox) is None:
+        raise NotFound("its disk is removed: a workspace can be restored for a day after it was deleted")
+    if not sandbox_move(sandbox=sandbox, move=Move.RESTORE, actor=actor, deleted_at=None):
+        raise Conflict(f"it is {sandbox.state}, not deleted", state=sandbox.state)
+    return sandbox
+
+
+class Unchanged:
+    """Stands for a value that stays as it is, where None means something."""
+
+
+UNCHANGED = Unchanged()
+
+
+def sandbox_change(
+    *,
+    sandbox: Sandbox,
+    actor: Actor,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    idle_minutes: int | Unchanged | None = UNCHANGED,
+) -> Sandbox:
+    """Give it another name, other labels, another time after which it is suspended for want of use."""
     permissions.require(actor, "sandbox.use", sandbox.organization_id)
     fields: dict[str, Any] = {}
     if name is not None:
@@ -327,46 +469,63 @@ def sandbox_rename(*, sandbox: Sandbox, actor: Actor, name: str | None, labels: 
     if labels is not None:
         quotas.check_labels(labels)
         fields["labels"] = dict(labels)
+    if not isinstance(idle_minutes, Unchanged):
+        quotas.check_idle_minutes(idle_minutes or 0)
+        fields["idle_minutes"] = idle_minutes
     if fields:
         with transaction.atomic():
-            Sandbox.objects.filter(pk=sandbox.pk).update(**fields)
-            sandbox.refresh_from_db()
+            sandbox_update(sandbox=sandbox, **fields)
             audit.record(
                 actor=actor,
                 organization_id=sandbox.organization_id,
-                action="sandbox.rename",
+                action="sandbox.change",
                 target=sandbox.public_id,
                 **fields,
             )
-            events.publish_sandbox(sandbox)
     return sandbox
 
 
 def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> datetime:
-    """The deadline after the request: never earlier than before, never more than 30 minutes from now.
+    """The deadline after the request: never earlier than before, never later than the organization's longest lifetime.
 
     A session sandbox gets no deadline by it; what is returned is then only the time that was promised.
-    Conflict when it is not running.
+    Conflict when it has ended.
     """
     permissions.require(actor, "sandbox.extend", sandbox.organization_id)
     now = timezone.now()
     if stop_at <= now:
         raise Invalid("the new deadline lies in the past", field="stop_at_ms")
-    wanted = min(stop_at, now + timedelta(seconds=quotas.MAX_LIFETIME))
     with transaction.atomic():
-        sandbox = Sandbox.objects.select_for_update().get(pk=sandbox.pk)
-        if sandbox.state not in states.ACTIVE or sandbox.state == SandboxState.STOPPING:
+        sandbox = Sandbox.objects.select_for_update(of=("self",)).select_related("organization").get(pk=sandbox.pk)
+        longest = limits.max_lifetime(sandbox.organization)
+        wanted = stop_at if longest is None else min(stop_at, now + longest)
+        if sandbox.state not in states.ALIVE:
             raise Conflict(f"it is {sandbox.state}", state=sandbox.state)
         if sandbox.stop_at is None:
             return wanted
-        sandbox.stop_at = max(sandbox.stop_at, wanted)
-        sandbox.save(update_fields=["stop_at"])
+        later = max(sandbox.stop_at, wanted)
+        sandbox_update(sandbox=sandbox, stop_at=later)
+        timeline.record_happening(
+            sandbox=sandbox, text=f"Its deadline is now {later:%Y-%m-%d %H:%M:%S} UTC", actor=actor.label[:150]
+        )
         audit.record(
             actor=actor,
             organization_id=sandbox.organization_id,
             action="sandbox.extend",
             target=sandbox.public_id,
-            stop_at=sandbox.stop_at.isoformat(),
+            stop_at=later.isoformat(),
         )
-        events.publish_sandbox(sandbox)
-    return sandbox.stop_at
+    return later
+
+
+def sandboxes_hide(*, stopped_before: datetime) -> None:
+    """Hide sandboxes of which nothing has been left for a while; workspaces stay."""
+    Sandbox.objects.filter(
+        kind=Kind.SANDBOX, state=SandboxState.STOPPED, machine_removed=True, stopped_at__lt=stopped_before
+    ).update(state=SandboxState.DELETED)
+
+
+def sandboxes_used(*, seen: Mapping[int, datetime]) -> None:
+    """Note when each row, by its key, was last used. No event: it happens all the time."""
+    for key, moment in seen.items():
+        Sandbox.objects.filter(Q(active_at=None) | Q(active_at__lt=moment), pk=key).update(active_at=moment)

@@ -11,14 +11,13 @@ from typing import Any
 
 from sandboxes import permissions, runtime
 from sandboxes.database import in_thread
-from sandboxes.errors import Invalid, NotRunning, Unavailable
-from sandboxes.events import state_reason
+from sandboxes.errors import Invalid, NotRunning, Suspended, Unavailable
 from sandboxes.models import Sandbox, SandboxState
-from sandboxes.permissions import AnyActor
+from sandboxes.permissions import SYSTEM, Actor, AnyActor
+from sandboxes.sentences import state_reason
+from sandboxes.states import ENDED, PAUSED
 from vm.api import MachineState
 from vm.errors import MachineGone, VmError
-
-ENDED = (SandboxState.STOPPING, SandboxState.STOPPED, SandboxState.DELETED)
 
 
 class GuestFailed(Exception):
@@ -137,27 +136,31 @@ async def guest_call(
         raise Invalid(str(error)) from error
     except MachineGone:
         await in_thread(sandbox.refresh_from_db)
-        raise NotRunning(_why(sandbox)) from None
+        raise _not_running(sandbox) from None
     except VmError as error:
         raise Unavailable(f"the sandbox's machine cannot be reached: {error}") from error
 
 
 async def guest_ready(*, sandbox: Sandbox, timeout: float = 300) -> None:
-    """Return once the guest answers. NotRunning with the reason if it will not, Unavailable after `timeout` seconds."""
+    """Return once the guest answers. NotRunning with the reason if it will not, Unavailable after `timeout` seconds.
+
+    It resumes nothing: one that is suspended will not answer, and Suspended says so at once.
+    """
     node = runtime.node()
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
+        await in_thread(sandbox.refresh_from_db)
+        if (gone := _gone(sandbox)) is not None:
+            raise gone
         try:
-            info = await node.machine_wait(sandbox.machine, timeout=min(left, 20))
+            # Not for long: a resume that has to be put off leaves the machine as it is, and only the row tells.
+            info = await node.machine_wait(sandbox.machine, timeout=min(left, 5))
         except MachineGone:
             info = None
         except VmError as error:
             raise Unavailable(f"the sandbox's host does not answer: {error}") from error
         if info is not None and info.state in (MachineState.READY, MachineState.LOST):
             return
-        await in_thread(sandbox.refresh_from_db)
-        if sandbox.state in ENDED:
-            raise NotRunning(_why(sandbox))
         if info is None or info.state is MachineState.STOPPED:
             # Its row says why in a moment, or the machine is about to be made.
             await asyncio.sleep(0.05)
@@ -165,11 +168,50 @@ async def guest_ready(*, sandbox: Sandbox, timeout: float = 300) -> None:
 
 
 async def guest_gone(*, sandbox: Sandbox) -> NotRunning | None:
-    """The reason for a call that broke off, if its sandbox has ended."""
+    """The reason for a call that broke off, if its sandbox has ended or is suspended."""
     await in_thread(sandbox.refresh_from_db)
-    return NotRunning(_why(sandbox)) if sandbox.state in ENDED else None
+    return _gone(sandbox)
 
 
-def _why(sandbox: Sandbox) -> str:
+def _gone(sandbox: Sandbox) -> NotRunning | None:
+    return _not_running(sandbox) if sandbox.state in ENDED or sandbox.state in PAUSED else None
+
+
+def _not_running(sandbox: Sandbox) -> NotRunning:
     reason = state_reason(sandbox)
-    return f"the sandbox is not running: {reason}" if reason else f"the sandbox is {sandbox.state}"
+    if sandbox.state in PAUSED:
+        return Suspended(f"the sandbox is {reason or sandbox.state}: resume it to go on")
+    return NotRunning(f"the sandbox is not running: {reason}" if reason else f"the sandbox is {sandbox.state}")
+
+
+async def guest_resources(*, sandbox: Sandbox, actor: Actor) -> dict[str, Any]:
+    """What the machine uses, as its agent says, for showing only. NotRunning, Unavailable.
+
+    Who may see the sandbox may see this; it is no use of it.
+    """
+    permissions.require(actor, "sandbox.view", sandbox.organization_id)
+    if sandbox.state != SandboxState.RUNNING:
+        raise _not_running(sandbox)
+    try:
+        info = await runtime.node().machine_get(sandbox.machine)
+        async with asyncio.timeout(10), await guest_call(sandbox=sandbox, method="usage", actor=SYSTEM) as call:
+            said = await call.reply()
+    except MachineGone:
+        await in_thread(sandbox.refresh_from_db)
+        raise _not_running(sandbox) from None
+    except (VmError, TimeoutError, GuestFailed, GuestInvalid, GuestUnknown) as error:
+        raise Unavailable(f"the machine's agent does not say: {error}") from error
+    said = said if isinstance(said, dict) else {}
+    load = said.get("load")
+    sizes = ("memory_total", "memory_available", "disk_total", "disk_free", "processes")
+    return {
+        **{name: max(0, int(_number(said.get(name)))) for name in sizes},
+        "load": [_number(value) for value in load[:3]] if isinstance(load, list) else [],
+        "cpu_seconds": round(info.cpu_seconds, 3),
+    }
+
+
+def _number(value: Any) -> float:
+    """A number of a guest's, which may say anything."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and -1e18 < value < 1e18
+    return value if usable else 0.0

@@ -204,18 +204,31 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+def create(page: Page, name: str) -> Workspace:
+    """A workspace of one's own, made by the dashboard's dialog, with its shell there."""
+    page.goto("/")
+    page.get_by_role("button", name="New workspace").first.click()
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Create workspace").click()
+    page.wait_for_url("**/sandboxes/sbx_*")
+    made = Workspace(page)
+    made.wait_for_shell()
+    return made
+
+
+def act(page: Page, menu: str, choice: str) -> None:
+    """Choose from the menu of a sandbox's actions: `Machine` in a workspace, `Actions for …` elsewhere."""
+    page.get_by_role("button", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=choice).click()
+
+
 @pytest.fixture(scope="session")
 def machine(place: Place, browser: Any, signed_in: Any) -> str:
     """Path of a workspace that tests share, made by the page's own dialog."""
     context = browser.new_context(base_url=place.url, storage_state=signed_in)
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    page.goto("/")
-    page.get_by_role("button", name="New workspace").first.click()
-    page.get_by_label("Name", exact=True).fill("Shared")
-    page.get_by_role("button", name="Create workspace").click()
-    page.wait_for_url("**/sandboxes/sbx_*")
-    Workspace(page).wait_for_shell()
+    create(page, "Shared")
     path = str(page.evaluate("location.pathname"))
     context.close()
     return path

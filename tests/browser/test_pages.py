@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Place, Workspace, until
+from tests.browser.conftest import Place, Workspace, act, until
 
 
 def test_a_sign_in_link_works_once(place: Place, browser: Any) -> None:
@@ -183,12 +183,12 @@ def test_the_dashboard_follows_a_machine_live(page: Page, machine: str, place: P
     expect(row).to_contain_text("1280 MiB")
     other.close()
 
-    row.get_by_role("button", name="Stop Seen live").click()
+    act(page, "Actions for Seen live", "Stop")
     page.get_by_role("alertdialog").get_by_role("button", name="Stop").click()
-    expect(row).to_contain_text("stopped on request by")
-    row.get_by_role("button", name="Start").click()
+    expect(row).to_contain_text("Stopped on request by")
+    row.get_by_role("button", name="Start Seen live").click()
     expect(row.get_by_text("Running")).to_be_visible()
-    row.get_by_role("button", name="Delete Seen live").click()
+    act(page, "Actions for Seen live", "Delete")
     page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
     expect(row).to_have_count(0)
 
@@ -209,8 +209,7 @@ def test_a_workspace_is_renamed_where_it_is_and_on_the_dashboard(page: Page, mac
     page.get_by_role("textbox", name="Name").fill("Harbour")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Harbour")).to_be_visible()
-    row = dashboard.get_by_role("row", name=re.compile("Harbour"))
-    row.get_by_role("button", name="Rename Harbour").click()
+    act(dashboard, "Actions for Harbour", "Rename")
     dashboard.get_by_role("textbox", name="Name").fill("Shared")
     dashboard.get_by_role("dialog").get_by_role("button", name="Rename").click()
     expect(page.get_by_role("heading", name="Shared")).to_be_visible()

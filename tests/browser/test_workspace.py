@@ -10,7 +10,7 @@ import uuid
 import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
 
-from tests.browser.conftest import Place, Workspace, until
+from tests.browser.conftest import Place, Workspace, act, create, until
 from tests.installation import processes
 
 DROP = """([name, sizes]) => {
@@ -254,15 +254,9 @@ def test_closing_with_unsaved_changes_asks(workspace: Workspace) -> None:
 
 
 def test_a_stopped_machine_says_why_and_starts_again(page: Page) -> None:
-    page.goto("/")
-    page.get_by_role("button", name="New workspace").first.click()
-    page.get_by_label("Name", exact=True).fill(unique("stops"))
-    page.get_by_role("button", name="Create workspace").click()
-    page.wait_for_url("**/sandboxes/sbx_*")
-    workspace = Workspace(page)
-    workspace.wait_for_shell()
+    workspace = create(page, unique("stops"))
     workspace.run("echo stays > note.txt")
-    page.get_by_role("button", name="Stop the machine").click()
+    act(page, "Machine", "Stop")
     page.get_by_role("alertdialog").get_by_role("button", name="Stop").click()
     expect(page.get_by_text(re.compile("Stopped on request by"))).to_be_visible()
     page.get_by_role("button", name="Start it again").click()

@@ -226,14 +226,14 @@ def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Install
     assert left_on_the_host(installation) == []
 
 
-def test_going_down_stops_all_in_order(installation: Installation, sdk: DenoDeploy) -> None:
+def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk: DenoDeploy) -> None:
     """Sandboxes first, then worker, web and node; nothing is left running, mounted or in a namespace."""
     sandbox = sdk.sandbox.create(timeout="10m").__enter__()
     assert sandbox.id
     assert len(left_on_the_host(installation)) >= 2  # its namespace, and where that is mounted
     installation.stop()
     said = [line.split(" (")[0] for line in installation.output.splitlines()]
-    assert said[-4:] == ["1 sandbox stopped", "worker stopped", "web stopped", "node stopped"]
+    assert said[-4:] == ["1 sandbox suspended", "worker stopped", "web stopped", "node stopped"]
     assert processes(installation.data, "") == []
     assert left_on_the_host(installation) == []
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from sandboxes import ids, reconcile
+from sandboxes import ids, reconcile, runtime
 from sandboxes.database import in_thread
+from sandboxes.errors import Forbidden, NotFound
 from sandboxes.models import Event, Kind, Sandbox, SandboxState, StopCause, WebProcess
-from sandboxes.services import lifecycle
+from sandboxes.permissions import SYSTEM
+from sandboxes.selectors.sandboxes import sandbox_list, sandbox_list_deleted
+from sandboxes.services import lifecycle, suspension
 from tests import factories
 from tests.factories import Team
-from vm.api import Identity, MachineSpec, StopReason
+from vm.api import Identity, MachineSpec, MachineState, StopReason
 from vm.errors import NodeUnreachable
 from vm.fake import FakeNode
 
@@ -142,6 +147,288 @@ async def test_silent_web_process(home: Team, node: FakeNode) -> None:
         await in_thread(sandbox.refresh_from_db)
     assert (theirs.state, theirs.stop_cause) == (SandboxState.STOPPED, StopCause.SESSION_ENDED)
     assert (ours.state, timed.state) == (SandboxState.RUNNING, SandboxState.RUNNING)
+
+
+class MortalNode:
+    """The node, as seen by a process that dies before or after a call of `verb`."""
+
+    def __init__(self, node: FakeNode, verb: str, when: str) -> None:
+        self._node, self._verb, self._when = node, verb, when
+
+    def __getattr__(self, name: str) -> Any:
+        work = getattr(self._node, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self._when == "after":
+                await work(*args, **kwargs)
+            raise asyncio.CancelledError
+
+        return call if name == self._verb else work
+
+
+async def boot(sandbox: Sandbox, team: Team) -> None:
+    await lifecycle.sandbox_boot(sandbox=sandbox)
+
+
+async def start(sandbox: Sandbox, team: Team) -> None:
+    await in_thread(lifecycle.sandbox_start, sandbox=sandbox, actor=team.member)
+    await lifecycle.sandbox_boot(sandbox=sandbox)
+
+
+async def suspend(sandbox: Sandbox, team: Team) -> None:
+    await suspension.sandbox_suspend(sandbox=sandbox, actor=team.member, beside=False)
+
+
+async def resume(sandbox: Sandbox, team: Team) -> None:
+    await suspension.sandbox_wake(sandbox=sandbox, actor=team.member, beside=False)
+
+
+async def stop(sandbox: Sandbox, team: Team) -> None:
+    await lifecycle.sandbox_stop(sandbox=sandbox, actor=team.member, beside=False)
+
+
+DEATHS: list[tuple[Any, list[Any], str, str, tuple[str, str]]] = [
+    # what was under way, what had been done before, where it died, and what the row and its machine are in the end
+    (boot, [], "machine_start", "before", ("stopped", "none")),
+    (boot, [], "machine_start", "after", ("running", "ready")),
+    (boot, [], "machine_wait", "before", ("running", "ready")),
+    (start, [boot, stop], "machine_start", "before", ("stopped", "stopped")),
+    (start, [boot, stop], "machine_start", "after", ("running", "ready")),
+    (suspend, [boot], "machine_suspend", "before", ("running", "ready")),
+    (suspend, [boot], "machine_suspend", "after", ("suspended", "suspended")),
+    (resume, [boot, suspend], "machine_resume", "before", ("running", "ready")),
+    (resume, [boot, suspend], "machine_resume", "after", ("running", "ready")),
+    (stop, [boot], "machine_stop", "before", ("stopped", "stopped")),
+    (stop, [boot], "machine_stop", "after", ("stopped", "stopped")),
+    (stop, [boot, suspend], "machine_stop", "before", ("stopped", "stopped")),
+]
+
+
+@pytest.mark.parametrize(("service", "before", "verb", "when", "end"), DEATHS)
+async def test_service_whose_process_died(
+    home: Team,
+    node: FakeNode,
+    monkeypatch: pytest.MonkeyPatch,
+    service: Any,
+    before: list[Any],
+    verb: str,
+    when: str,
+    end: tuple[str, str],
+) -> None:
+    """Killed at either side of its call to the node, a service leaves a row that is settled, with its cause."""
+    workspace = await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE)
+    for done in before:
+        await done(workspace, home)
+    monkeypatch.setattr(runtime, "node", lambda: MortalNode(node, verb, when))
+    node.boot_delay = 0.05 if verb == "machine_wait" else 0
+    with pytest.raises(asyncio.CancelledError):
+        await service(workspace, home)
+    monkeypatch.setattr(runtime, "node", lambda: node)
+    await asyncio.sleep(node.boot_delay)
+    monkeypatch.setattr(reconcile, "PATIENCE", -1.0)
+    monkeypatch.setattr(reconcile, "AGAIN", -1.0)
+    for _ in range(3):
+        await settled(workspace)
+    machines = [info.state.value for info in await node.machine_list()] or ["none"]
+    assert (workspace.state, machines[0]) == end
+    if workspace.state != SandboxState.RUNNING:
+        assert workspace.stop_cause
+        assert workspace.stopped_by
+
+
+@pytest.mark.parametrize(("when", "rows"), [("before", ["running"]), ("after", ["running", "running"])])
+async def test_fork_whose_process_died(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch, when: str, rows: list[str]
+) -> None:
+    """Either there is a fork, or nothing of it: never a workspace that has no disk."""
+    workspace = await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE)
+    await boot(workspace, home)
+    monkeypatch.setattr(runtime, "node", lambda: MortalNode(node, "machine_fork", when))
+    with pytest.raises(asyncio.CancelledError):
+        await suspension.sandbox_fork(sandbox=workspace, actor=home.member)
+    monkeypatch.setattr(runtime, "node", lambda: node)
+    monkeypatch.setattr(reconcile, "PATIENCE", -1.0)
+    for _ in range(3):
+        await reconcile.reconcile()
+    assert [row.state for row in await in_thread(sandbox_list, actor=home.member)] == rows
+    assert len(await node.machine_list()) == len(rows)
+
+
+# The row's state after one look at each state of its machine, the change being old; None: the node has no machine.
+SETTLED: dict[str, dict[str | None, str]] = {
+    "queued": {
+        "queued": "queued",
+        "starting": "starting",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "queued",
+        "suspended": "queued",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "starting": {
+        "queued": "starting",
+        "starting": "starting",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "starting",
+        "suspended": "starting",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "running": {
+        "queued": "running",
+        "starting": "running",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "running",
+        "suspended": "suspended",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "suspending": {
+        "queued": "suspending",
+        "starting": "suspending",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "suspending",
+        "suspended": "suspended",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "suspended": {
+        "queued": "resuming",
+        "starting": "resuming",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "suspended",
+        "suspended": "suspended",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "resuming": {
+        "queued": "resuming",
+        "starting": "resuming",
+        "ready": "running",
+        "lost": "running",
+        "suspending": "resuming",
+        "suspended": "resuming",
+        "stopped": "stopped",
+        None: "stopped",
+    },
+    "stopping": dict.fromkeys([*(state.value for state in MachineState), None], "stopped"),
+    "stopped": dict.fromkeys([*(state.value for state in MachineState), None], "stopped"),
+    "deleted": dict.fromkeys([*(state.value for state in MachineState), None], "deleted"),
+}
+
+
+def test_every_pair_is_thought_of() -> None:
+    """The reconciler's table knows each state of a row with each of a machine."""
+    assert {SandboxState(row) for row in SETTLED} == set(SandboxState)
+    for row in SandboxState:
+        assert set(SETTLED[row]) == {*(state.value for state in MachineState), None}
+        for machine in (*MachineState, None):
+            assert reconcile.settlement(row, machine) in reconcile.Settle
+
+
+@pytest.mark.parametrize("state", SETTLED)
+async def test_pairs_are_settled(home: Team, node: FakeNode, state: str) -> None:
+    """Each pair ends where the table says; what rests has a cause and no machine that runs, a deleted disk is kept."""
+    node.boot_delay, node.boot_places = 3600, 0
+    made = {}
+    for machine in SETTLED[state]:
+        workspace = await row(
+            home, state=state, kind=Kind.WORKSPACE, deleted_at=timezone.now(), stop_cause=StopCause.IDLE
+        )
+        made[machine] = workspace
+        if machine is not None:
+            await node.machine_start(spec(workspace.machine))
+            node._set(workspace.machine, MachineState(machine), stop_reason=StopReason.RESUME_FAILED)
+    await reconcile.reconcile()
+    left = {info.machine: info.state for info in await node.machine_list()}
+    for machine, workspace in made.items():
+        await in_thread(workspace.refresh_from_db)
+        assert workspace.state == SETTLED[state][machine], machine
+        if workspace.state in (SandboxState.STOPPED, SandboxState.DELETED):
+            assert left.get(workspace.machine) in (None, MachineState.STOPPED), machine
+            assert not workspace.machine_removed
+        if workspace.state in (SandboxState.STOPPED, SandboxState.SUSPENDED):
+            assert workspace.stop_cause
+
+
+async def test_suspend_that_was_given_up_too_early(home: Team, node: FakeNode) -> None:
+    """A row that was put back to running although its machine was saved is suspended with the cause of that suspend."""
+    workspace = await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE)
+    await boot(workspace, home)
+    node.fail_next("machine_suspend", NodeUnreachable("busy"))
+    await suspension.sandbox_suspend(
+        sandbox=workspace, actor=SYSTEM, cause=StopCause.IDLE, detail="no activity for 30 minutes", beside=False
+    )
+    await in_thread(suspension.sandbox_run_on, sandbox=workspace, why="nobody answered")
+    await node.machine_suspend(workspace.machine)
+    await settled(workspace)
+    assert (workspace.state, workspace.stop_cause, workspace.stop_detail, workspace.stopped_by) == (
+        SandboxState.SUSPENDED,
+        StopCause.IDLE,
+        "no activity for 30 minutes",
+        "atoll",
+    )
+
+
+async def test_old_news_change_nothing(home: Team, node: FakeNode) -> None:
+    """A look that is older than a resume does not suspend the row again, nor does one before a suspend wake it."""
+    workspace = await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE)
+    await boot(workspace, home)
+    running = await node.machine_get(workspace.machine)
+    await suspend(workspace, home)
+    paused = await node.machine_get(workspace.machine)
+    await reconcile._settle(workspace, running, time.time())
+    assert workspace.state == SandboxState.SUSPENDED
+    await resume(workspace, home)
+    await reconcile._settle(workspace, paused, time.time())
+    assert workspace.state == SandboxState.RUNNING
+
+
+async def test_deadline_of_a_suspended_one(home: Team, node: FakeNode) -> None:
+    """A deadline goes on while suspended, and ends it."""
+    sandbox = await in_thread(factories.sandbox, home, stop_at=timezone.now() + timedelta(minutes=1))
+    await boot(sandbox, home)
+    await suspend(sandbox, home)
+    await in_thread(lambda: Sandbox.objects.update(stop_at=timezone.now()))
+    await reconcile.expire()
+    await in_thread(sandbox.refresh_from_db)
+    assert (sandbox.state, sandbox.stop_cause) == (SandboxState.STOPPED, StopCause.DEADLINE)
+    assert await node.machine_list() == []
+
+
+async def test_deleted_workspace_is_kept_for_a_day(home: Team, node: FakeNode) -> None:
+    """It can be restored and started on its disk within a day; then its disk goes, and it is not found."""
+    workspace = await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE)
+    await boot(workspace, home)
+    disk = node.disk(workspace.machine)
+    disk.mkdir(exist_ok=True)
+    (disk / "kept").touch()
+    await lifecycle.sandbox_delete(sandbox=workspace, actor=home.member)
+    await reconcile.reconcile()
+    assert [row.pk for row in await in_thread(sandbox_list_deleted, actor=home.viewer)] == [workspace.pk]
+    with pytest.raises(Forbidden):
+        await in_thread(lifecycle.sandbox_restore, sandbox=workspace, actor=home.viewer)
+    await in_thread(lifecycle.sandbox_restore, sandbox=workspace, actor=home.member)
+    assert workspace.state == SandboxState.STOPPED
+    await start(workspace, home)
+    assert (node.disk(workspace.machine) / "kept").exists()
+
+    await lifecycle.sandbox_delete(sandbox=workspace, actor=home.member)
+    await in_thread(lambda: Sandbox.objects.update(deleted_at=timezone.now() - timedelta(hours=24, seconds=30)))
+    await settled(workspace)
+    with pytest.raises(NotFound):
+        await in_thread(lifecycle.sandbox_restore, sandbox=workspace, actor=home.member)
+    assert await in_thread(sandbox_list_deleted, actor=home.viewer) == []
+    # A restore that began in the last moment still finds the disk
+    assert len(await node.machine_list()) == 1
+    await in_thread(lambda: Sandbox.objects.update(deleted_at=timezone.now() - timedelta(hours=25)))
+    await settled(workspace)
+    assert (workspace.machine_removed, await node.machine_list()) == (True, [])
 
 
 def test_prune(home: Team) -> None:

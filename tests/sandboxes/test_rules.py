@@ -72,9 +72,9 @@ def test_ids_have_the_form_the_sdk_checks() -> None:
 
 
 def test_stopped_is_final_for_a_sandbox() -> None:
-    """Only a stopped one is started or deleted, and nothing leads out of deleted."""
+    """Only a stopped one is started or deleted, and a deleted one is restored or nothing."""
     assert states.sources(Move.START) == states.sources(Move.DELETE) == {SandboxState.STOPPED}
-    assert not any(SandboxState.DELETED in sources for sources, _target in states.MOVES.values())
+    assert [m for m, (sources, _target) in states.MOVES.items() if SandboxState.DELETED in sources] == [Move.RESTORE]
 
 
 @pytest.mark.parametrize("memory", [767, 4097, 0, -1, 10**12])

@@ -118,7 +118,8 @@ async def test_malformed_config(fake_server: Server, header: str) -> None:
         {"memory_mb": 100},
         {"memory_mb": 100_000},
         {"memory_mb": "x"},
-        {"timeout": "1h"},
+        {"timeout": "1w"},
+        {"timeout": "unlimited"},
         {"stop_at_ms": 1000},
         {"labels": {str(n): "" for n in range(6)}},
         {"root": {"volume": "x"}},
@@ -166,6 +167,11 @@ async def test_other_organizations_do_not_exist(fake_server: Server) -> None:
                     ("GET", f"/api/v1/sandboxes/{unknown}"),
                     ("DELETE", f"/api/v1/sandboxes/{unknown}"),
                     ("POST", f"/api/v1/sandboxes/{unknown}/stop"),
+                    ("POST", f"/api/v1/sandboxes/{unknown}/suspend"),
+                    ("POST", f"/api/v1/sandboxes/{unknown}/resume"),
+                    ("POST", f"/api/v1/sandboxes/{unknown}/restore"),
+                    ("GET", f"/api/v1/sandboxes/{unknown}/timeline"),
+                    ("GET", f"/api/v1/sandboxes/{unknown}/resources"),
                     ("GET", f"/api/v1/sandboxes/{unknown}/files/content?path=/etc/hostname"),
                     ("DELETE", f"/api/v3/sandbox/{unknown}"),
                     ("DELETE", f"/api/v3/sandboxes/{unknown}"),
@@ -189,6 +195,27 @@ async def test_kill_closes_sockets_with_the_reason(fake_server: Server) -> None:
         assert closed.value.rcvd.code == 1001
         assert "stopped on request" in closed.value.rcvd.reason
     assert await refused(attach(fake_server, made)) == (404, "NOT_FOUND")
+
+
+async def test_suspend_closes_sockets_and_connecting_resumes(fake_server: Server) -> None:
+    """A suspend closes with 1001 and the reason; the next connection resumes, and finds what was there."""
+    async with create(fake_server, stop_at_ms=int(time.time() * 1000) + 600_000) as peer:
+        made = identifier(peer)
+        assert (await call(peer, 0, "writeTextFile", path="kept", content="yes"))["result"] == {"ok": None}
+        with fake_server.rest() as rest:
+            assert rest.post(f"/api/v1/sandboxes/{made}/suspend").status_code == 202
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await asyncio.wait_for(peer.recv(), 10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert "suspended on request by owner@home.example" in closed.value.rcvd.reason.lower()
+    assert state(fake_server, made)["state"] == "suspended"
+    async with attach(fake_server, made) as again:
+        assert (await call(again, 0, "readTextFile", path="kept"))["result"] == {"ok": "yes"}
+    with fake_server.rest() as rest:
+        assert rest.post(f"/api/v1/sandboxes/{made}/suspend").status_code == 202
+        assert rest.delete(f"/api/v3/sandbox/{made}").status_code == 204
+    assert (await until_stopped(fake_server, made))["stop_reason"] == "requested"
 
 
 async def test_a_revoked_token_closes_its_sockets(fake_server: Server) -> None:
@@ -294,7 +321,60 @@ def test_workspace_over_rest(rest: httpx.Client) -> None:
     assert rest.post(f"/api/v1/sandboxes/{row['id']}/start").status_code == 202
     wait(rest, row["id"], "running")
     assert rest.delete(f"/api/v1/sandboxes/{row['id']}").status_code == 204
-    assert rest.get(f"/api/v1/sandboxes/{row['id']}").status_code == 404
+    assert rest.post(f"/api/v1/sandboxes/{row['id']}/start").status_code == 404
+    deleted = rest.get(f"/api/v1/sandboxes/{row['id']}").json()
+    assert (deleted["state"], deleted["next_step"]) == ("deleted", "restore")
+    assert [row["id"] for row in rest.get("/api/v1/sandboxes", params={"state": "deleted"}).json()] == [row["id"]]
+    assert rest.post(f"/api/v1/sandboxes/{row['id']}/restore").json()["next_step"] == "start"
+    assert rest.post(f"/api/v1/sandboxes/{row['id']}/restore").status_code == 409
+    assert rest.delete(f"/api/v1/sandboxes/{row['id']}").status_code == 204
+
+
+def test_suspended_workspace_over_rest(rest: httpx.Client) -> None:
+    """Suspend, resume, fork, extend, the timeline and what it uses; a download resumes it."""
+    path = (
+        "/api/v1/sandboxes/"
+        + rest.post("/api/v1/sandboxes", json={"name": "rest", "lifetime_seconds": 60}).json()["id"]
+    )
+    made = path.rsplit("/", 1)[1]
+    wait(rest, made, "running")
+    resources = rest.get(f"{path}/resources").json()
+    assert resources["memory_total"] > resources["memory_available"] > 0
+    assert rest.post(f"{path}/suspend").status_code == 202
+    paused = wait(rest, made, "suspended")
+    assert paused["state_reason"] == "suspended on request by owner@home.example"
+    assert (paused["next_step"], paused["stop_reason"]) == ("resume", "requested")
+    assert [item["status"] for item in rest.get("/api/v3/sandboxes").json() if item["id"] == made] == ["running"]
+    refused = rest.get(f"{path}/resources")
+    assert (refused.status_code, refused.json()["code"]) == (409, "SUSPENDED")
+    assert rest.post(f"{path}/fork", json={}).status_code == 409
+    assert rest.post(f"{path}/start").status_code == 409
+    assert rest.post(f"{path}/resume").status_code == 202
+    wait(rest, made, "running")
+    assert rest.post(f"{path}/resume").json()["state"] == "running"
+
+    fork = rest.post(f"{path}/fork", json={"lifetime_seconds": 120}).json()
+    assert (fork["name"], fork["forked_from"]) == ("rest (fork)", made)
+    wait(rest, fork["id"], "running")
+    before = rest.get(path).json()["stop_at"]
+    assert rest.post(f"{path}/extend", json={"seconds": 600}).json()["stop_at"] > before
+    assert rest.patch(path, json={"idle_minutes": 5}).json()["idle_minutes"] == 5
+    assert rest.patch(path, json={"name": "other"}).json()["idle_minutes"] == 5
+    assert rest.patch(path, json={"idle_minutes": None}).json()["idle_minutes"] is None
+
+    rest.post(f"{path}/suspend")
+    wait(rest, made, "suspended")
+    assert rest.get(f"{path}/files/content", params={"path": "/etc/passwd"}).text.startswith("root:")
+    timeline = rest.get(f"{path}/timeline").json()
+    assert [entry["state"] for entry in timeline[-3:]] == ["suspended", "resuming", "running"]
+    assert timeline[-2]["text"] == "Resumed by owner@home.example: something is downloaded from it"
+    assert timeline[-1]["duration_seconds"] is None
+    assert all(entry["duration_seconds"] >= 0 for entry in timeline[:-1])
+    for row in (made, fork["id"]):
+        rest.delete(f"/api/v1/sandboxes/{row}")
+    assert (
+        rest.get(f"{path}/timeline").json()[-1]["text"].startswith("Deleted by owner@home.example; it can be restored")
+    )
 
 
 def test_people_and_tokens_over_rest(rest: httpx.Client, fake_server: Server) -> None:

@@ -4,6 +4,8 @@ import type { components } from "../gen/api";
 
 type Schemas = components["schemas"];
 export type Sandbox = Schemas["SandboxOut"];
+export type TimelineEntry = Schemas["TimelineOut"];
+export type Resources = Schemas["Resources"];
 export type Token = Schemas["TokenOut"];
 export type Member = Schemas["MemberOut"];
 export type Me = Schemas["Me"];
@@ -81,6 +83,11 @@ export class Api {
     return this.#ask("GET", "/sandboxes");
   }
 
+  /** Deleted workspaces that can still be brought back. */
+  sandboxesDeleted(): Promise<Sandbox[]> {
+    return this.#ask("GET", "/sandboxes?state=deleted");
+  }
+
   sandbox(id: string): Promise<Sandbox> {
     return this.#ask("GET", `/sandboxes/${id}`);
   }
@@ -97,8 +104,44 @@ export class Api {
     return this.#ask("POST", `/sandboxes/${id}/stop`);
   }
 
+  sandboxSuspend(id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/suspend`);
+  }
+
+  sandboxResume(id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/resume`);
+  }
+
+  /** The new one. */
+  sandboxFork(id: string, body: { name?: string; lifetime_seconds?: number }): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/fork`, body);
+  }
+
+  sandboxExtend(id: string, seconds: number): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/extend`, { seconds });
+  }
+
+  sandboxRestore(id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${id}/restore`);
+  }
+
   sandboxRename(id: string, name: string): Promise<Sandbox> {
     return this.#ask("PATCH", `/sandboxes/${id}`, { name });
+  }
+
+  /** Null: as the installation has it for workspaces; 0: never. */
+  sandboxIdle(id: string, minutes: number | null): Promise<Sandbox> {
+    return this.#ask("PATCH", `/sandboxes/${id}`, { idle_minutes: minutes });
+  }
+
+  /** Oldest first. */
+  timeline(id: string): Promise<TimelineEntry[]> {
+    return this.#ask("GET", `/sandboxes/${id}/timeline`);
+  }
+
+  /** What the machine says of itself; asking is no activity. */
+  resources(id: string): Promise<Resources> {
+    return this.#ask("GET", `/sandboxes/${id}/resources`);
   }
 
   sandboxDelete(id: string): Promise<void> {

@@ -34,6 +34,21 @@ test("a first visit begins one terminal, a reload comes back to those that still
   expect(again.state.value.active).toBe(again.state.value.tabs[0]?.key);
 });
 
+test("the first visit to a fork shows every terminal of its original, and only the first", () => {
+  const kept = memory();
+  const running = [
+    { id: "t1", title: "bash" },
+    { id: "t2", title: "vim" },
+  ];
+  const fork = new TerminalTabs(kept);
+  fork.restore(running, true);
+  expect(fork.state.value.tabs.map(({ id }) => id)).toEqual(["t1", "t2"]);
+  fork.close(fork.state.value.tabs[0]?.key ?? 0);
+  const again = new TerminalTabs(kept);
+  again.restore(running, true);
+  expect(again.state.value.tabs.map(({ id }) => id)).toEqual(["t2"]);
+});
+
 test("what was remembered and makes no sense begins anew", () => {
   const tabs = new TerminalTabs(memory("{broken"));
   tabs.restore([]);

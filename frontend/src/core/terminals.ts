@@ -28,15 +28,20 @@ export class TerminalTabs {
     this.#memory = memory;
   }
 
-  /** Takes up the remembered terminals that still run, or begins one. `running` in the order the machine lists them. */
-  restore(running: readonly { id: string; title: string }[]): void {
+  /**
+   * Takes up the remembered terminals that still run, or begins one. `running` in the order the machine lists them.
+   * `all`: where nothing is remembered, all that run, as in a fork, which goes on with those of its original.
+   */
+  restore(running: readonly { id: string; title: string }[], all = false): void {
     let remembered: { ids: string[]; active: string | null } = { ids: [], active: null };
+    const text = this.#memory.load();
     try {
-      const raw = JSON.parse(this.#memory.load() ?? "null") as typeof remembered | null;
+      const raw = JSON.parse(text ?? "null") as typeof remembered | null;
       if (raw && Array.isArray(raw.ids)) remembered = raw;
     } catch {
       // Nothing that we wrote.
     }
+    if (all && text === null) remembered.ids = running.map(({ id }) => id);
     const there = new Map(running.map((terminal) => [terminal.id, terminal]));
     const shown = new Set(this.state.value.tabs.map((tab) => tab.id));
     for (const id of remembered.ids) {

@@ -121,7 +121,7 @@ export interface paths {
         };
         /**
          * Sandboxes
-         * @description The organization's sandboxes, newest first.
+         * @description The organization's sandboxes, newest first; `deleted`: workspaces that can still be restored.
          */
         get: operations["ide_api_sandboxes_sandboxes"];
         put?: never;
@@ -145,23 +145,43 @@ export interface paths {
         };
         /**
          * Sandbox
-         * @description One of them.
+         * @description One of them; also a deleted workspace, as long as it can be restored.
          */
         get: operations["ide_api_sandboxes_sandbox"];
         put?: never;
         post?: never;
         /**
          * Delete
-         * @description Stop it if it runs, and remove it with its disk.
+         * @description Stop it if it runs, and remove it; a workspace can be restored for a day.
          */
         delete: operations["ide_api_sandboxes_delete"];
         options?: never;
         head?: never;
         /**
          * Change
-         * @description Another name, other labels.
+         * @description Another name, other labels, another time of idleness; what is absent stays.
          */
         patch: operations["ide_api_sandboxes_change"];
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/extend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Extend
+         * @description Have it live for that long from now at least, within the organization's limit.
+         */
+        post: operations["ide_api_sandboxes_extend"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/sandboxes/{sandbox}/files/archive": {
@@ -204,6 +224,86 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sandboxes/{sandbox}/fork": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Fork
+         * @description A copy of a running one, with its memory; both go on.
+         */
+        post: operations["ide_api_sandboxes_fork"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/resources": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Resources
+         * @description What its machine uses now, as the agent in it says.
+         */
+        get: operations["ide_api_sandboxes_resources"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restore
+         * @description Bring a deleted workspace back, stopped and with its disk, within a day.
+         */
+        post: operations["ide_api_sandboxes_restore"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Resume
+         * @description Have a suspended one go on; one that runs is answered as it is.
+         */
+        post: operations["ide_api_sandboxes_resume"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes/{sandbox}/start": {
         parameters: {
             query?: never;
@@ -238,6 +338,46 @@ export interface paths {
          * @description End its machine; a workspace keeps its disk.
          */
         post: operations["ide_api_sandboxes_stop"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/suspend": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Suspend
+         * @description Save its memory and end its machine: it can go on where it was.
+         */
+        post: operations["ide_api_sandboxes_suspend"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/timeline": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Timeline
+         * @description What happened to it, oldest first.
+         */
+        get: operations["ide_api_sandboxes_timeline"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -309,6 +449,27 @@ export interface components {
             };
             /** Target */
             target: string;
+        };
+        /**
+         * Extension
+         * @description Seconds from now for which it is to live at least.
+         */
+        Extension: {
+            /** Seconds */
+            seconds: number;
+        };
+        /**
+         * Fork
+         * @description What the copy is to be called, and how long it is to live where not as long as the original.
+         */
+        Fork: {
+            /** Lifetime Seconds */
+            lifetime_seconds?: number | null;
+            /**
+             * Name
+             * @default
+             */
+            name: string;
         };
         /**
          * Invited
@@ -434,10 +595,32 @@ export interface components {
             used: number;
         };
         /**
+         * Resources
+         * @description What its machine uses: bytes, load averages of 1, 5 and 15 minutes, and processor seconds since it was made.
+         */
+        Resources: {
+            /** Cpu Seconds */
+            cpu_seconds: number;
+            /** Disk Free */
+            disk_free: number;
+            /** Disk Total */
+            disk_total: number;
+            /** Load */
+            load: number[];
+            /** Memory Available */
+            memory_available: number;
+            /** Memory Total */
+            memory_total: number;
+            /** Processes */
+            processes: number;
+        };
+        /**
          * SandboxChange
          * @description What to change; absent stays.
          */
         SandboxChange: {
+            /** Idle Minutes */
+            idle_minutes?: number | null;
             /** Labels */
             labels?: {
                 [key: string]: string;
@@ -482,14 +665,22 @@ export interface components {
          * @description A sandbox or workspace.
          */
         SandboxOut: {
+            /** Active At */
+            active_at: string | null;
             /** Created At */
             created_at: string;
             /** Creator */
             creator: string;
+            /** Deleted At */
+            deleted_at: string | null;
             /** Disk Gib */
             disk_gib: number;
+            /** Forked From */
+            forked_from: string | null;
             /** Id */
             id: string;
+            /** Idle Minutes */
+            idle_minutes: number | null;
             /**
              * Kind
              * @enum {string}
@@ -503,10 +694,21 @@ export interface components {
             memory_mb: number;
             /** Name */
             name: string;
+            /**
+             * Next Step
+             * @enum {string}
+             */
+            next_step: "resume" | "start" | "restore" | "";
+            /** Note */
+            note: string;
+            /** Origin */
+            origin: ("cold" | "clone" | "pool" | "resume" | "fork") | null;
             /** Queue Position */
             queue_position: number;
             /** Region */
             region: string;
+            /** Restorable Until */
+            restorable_until: string | null;
             /** Session */
             session: boolean;
             /** Stages */
@@ -519,7 +721,7 @@ export interface components {
              * State
              * @enum {string}
              */
-            state: "queued" | "starting" | "running" | "stopping" | "stopped" | "deleted";
+            state: "queued" | "starting" | "running" | "suspending" | "suspended" | "resuming" | "stopping" | "stopped" | "deleted";
             /** State Reason */
             state_reason: string;
             /** Stop At */
@@ -536,6 +738,35 @@ export interface components {
             unresponsive: boolean;
             /** Vcpus */
             vcpus: number;
+        };
+        /**
+         * TimelineOut
+         * @description Something that happened to a sandbox; `duration_seconds` until the next entry.
+         */
+        TimelineOut: {
+            /** Actor */
+            actor: string;
+            /** At */
+            at: string;
+            /** Cause */
+            cause: string | null;
+            /** Detail */
+            detail: string;
+            /** Duration Seconds */
+            duration_seconds: number | null;
+            /** Id */
+            id: number;
+            /** Stages */
+            stages: {
+                [key: string]: number;
+            };
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "queued" | "starting" | "running" | "suspending" | "suspended" | "resuming" | "stopping" | "stopped" | "deleted";
+            /** Text */
+            text: string;
         };
         /**
          * TokenIn
@@ -893,7 +1124,7 @@ export interface operations {
     ide_api_sandboxes_sandboxes: {
         parameters: {
             query?: {
-                state?: "all" | "active";
+                state?: "all" | "active" | "deleted";
                 kind?: "" | "sandbox" | "workspace";
             };
             header?: never;
@@ -1068,6 +1299,50 @@ export interface operations {
             };
         };
     };
+    ide_api_sandboxes_extend: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Extension"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     ide_api_sandboxes_archive: {
         parameters: {
             query: {
@@ -1107,6 +1382,206 @@ export interface operations {
         responses: {
             /** @description Not Found */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_fork: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Fork"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_resources: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Resources"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_restore: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_resume: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1183,6 +1658,77 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_suspend: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_sandboxes_timeline: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TimelineOut"][];
                 };
             };
             /** @description Not Found */

@@ -7,6 +7,8 @@ export interface PageConfig {
   role: string;
   origin: string;
   sandbox?: string;
+  /** After how many idle minutes the installation suspends workspaces; 0: never. */
+  idle_minutes?: number;
 }
 
 export function readConfig(): PageConfig | null {

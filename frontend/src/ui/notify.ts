@@ -1,6 +1,7 @@
 /** Tells a person of what failed: what, why, and what to do. */
 import { toast } from "svelte-sonner";
 import { ApiError } from "../core/api";
+import { sentence } from "../core/format";
 import { CallError } from "../core/rpc";
 
 const ADVICE: Record<string, string> = {
@@ -16,10 +17,9 @@ const ADVICE: Record<string, string> = {
 export function problem(what: string, error: unknown): void {
   const why = error instanceof Error ? error.message : String(error);
   const code = error instanceof ApiError || error instanceof CallError ? error.code : "";
-  const sentence = why.charAt(0).toUpperCase() + why.slice(1);
   const advice = ADVICE[code];
   toast.error(what, {
-    description: [/[.!?]$/.test(sentence) ? sentence : `${sentence}.`, advice].filter(Boolean).join(" "),
+    description: [sentence(why), advice].filter(Boolean).join(" "),
     duration: 9000,
   });
 }

@@ -206,3 +206,36 @@ test("a connection that falls silent is given up and tried again", async () => {
   await vi.advanceTimersByTimeAsync(60_000);
   expect(rig.wires[0]?.closed).toBe(true);
 });
+
+test("a held terminal asks for nothing, keeps its screen, and goes on at its offset", async () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.wire.events.bytes(bytes("hello"));
+  rig.draw();
+  rig.session.hold();
+  expect([rig.wire.closed, rig.statuses.at(-1)]).toEqual([true, { kind: "held" }]);
+  rig.wire.events.closed(1000, "");
+  rig.session.retryNow();
+  rig.session.type(bytes("lost"));
+  await vi.advanceTimersByTimeAsync(600_000);
+  expect(rig.wires.length).toBe(1);
+
+  rig.session.release();
+  rig.session.release();
+  rig.wire.events.open();
+  expect(rig.wire.texts).toEqual([{ type: "attach", id: "t1", cols: 80, rows: 24, offset: 5 }]);
+  rig.wire.say({ type: "attached", id: "t1", offset: 5, end: 5, truncated: false });
+  expect([rig.wires.length, rig.shown, rig.resets]).toEqual([2, "hello", 0]);
+});
+
+test("a machine that is away holds its terminals instead of ending them", async () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "error", code: "not_running", message: "It is suspended.", retry: false });
+  rig.wire.events.closed(4404, "");
+  await vi.advanceTimersByTimeAsync(60_000);
+  expect([rig.wires.length, rig.statuses.at(-1)]).toEqual([1, { kind: "held" }]);
+  rig.session.release();
+  expect(rig.wires.length).toBe(2);
+});

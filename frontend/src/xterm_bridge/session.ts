@@ -6,6 +6,8 @@ export type Status =
   | { kind: "connecting"; attempt: number }
   | { kind: "attached" }
   | { kind: "waiting"; retryAt: number; why: string }
+  /** There is no machine to connect to now; `release` says that there is one again. */
+  | { kind: "held" }
   | { kind: "exited"; status: number | null }
   | { kind: "failed"; code: string; message: string };
 
@@ -31,6 +33,8 @@ export interface SessionOptions {
 
 /** Written to the screen at once: what arrives while it draws waits, so that a torrent costs few calls and frames. */
 const BATCH = 262_144;
+/** Errors by which the machine, not the terminal, is away: the screen stays and waits for its return. */
+const AWAY = ["not_running", "suspended"];
 const PING_EVERY = 15_000;
 const SILENCE = 40_000;
 
@@ -49,6 +53,7 @@ export class TerminalSession {
   #epoch = 0;
   #lastError: { code: string; message: string; retry: boolean } | null = null;
   #ended = false;
+  #held = false;
   /** Up to here the screen is being rebuilt from kept output: what xterm answers to old queries must not be typed. */
   #replayUntil = 0;
   #skipToLine = false;
@@ -84,8 +89,29 @@ export class TerminalSession {
 
   /** Tries again now instead of when the wait is over. */
   retryNow(): void {
-    if (this.#ended || this.#socket) return;
+    if (this.#ended || this.#held || this.#socket) return;
     clearTimeout(this.#retry);
+    this.#attempt = 0;
+    this.#connect();
+  }
+
+  /** The machine stands still: keeps the screen, and asks for nothing until `release`. Repeatable. */
+  hold(): void {
+    if (this.#ended || this.#held) return;
+    this.#held = true;
+    this.#epoch++;
+    this.#attached = false;
+    clearTimeout(this.#retry);
+    clearInterval(this.#ping);
+    this.#socket?.close(1000);
+    this.#socket = null;
+    this.#options.onStatus({ kind: "held" });
+  }
+
+  /** Attaches again where it was held, at the offset its screen has reached. Repeatable. */
+  release(): void {
+    if (!this.#held || this.#ended) return;
+    this.#held = false;
     this.#attempt = 0;
     this.#connect();
   }
@@ -227,6 +253,10 @@ export class TerminalSession {
     clearInterval(this.#ping);
     if (this.#ended) return;
     const error = this.#lastError;
+    if (error && AWAY.includes(error.code)) {
+      this.hold();
+      return;
+    }
     if ((error && !error.retry) || code === 1008 || code === 4401 || code === 4403 || code === 4404) {
       this.#ended = true;
       this.#options.onStatus({

@@ -1,37 +1,31 @@
-"""`manage.py stop_all`: stops every sandbox in order; the supervisor's first step of going down."""
+"""`manage.py stop_all`: brings every sandbox to rest; the supervisor's first step of going down."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from sandboxes import states
-from sandboxes.models import Sandbox
-from sandboxes.permissions import SYSTEM
-from sandboxes.services.lifecycle import sandbox_stop
-
-AT_ONCE = 4  # flushing disks is the host's disk's work: more at once only makes each slower
+from sandboxes.services.shutdown import all_to_rest
 
 
 class Command(BaseCommand):
-    """Stop all that runs, with its reason written down."""
+    """Bring all that runs to rest, with its reason written down."""
 
-    help = "Stop every sandbox of this installation; workspaces keep their disks."
+    help = "Suspend every workspace and every sandbox with a deadline of this installation, and stop all others."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Stop, and say how many there were."""
-        active = list(Sandbox.objects.filter(state__in=states.ACTIVE))
-        asyncio.run(_stop(active))
-        self.stdout.write(f"{len(active)} sandboxes stopped" if len(active) != 1 else "1 sandbox stopped")
+        """Do it, and say how many there were of each."""
+        self.stdout.write(said(asyncio.run(all_to_rest())))
 
 
-async def _stop(sandboxes: list[Sandbox]) -> None:
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def stop(sandbox: Sandbox) -> None:
-        async with places:
-            await sandbox_stop(sandbox=sandbox, actor=SYSTEM, detail="Atoll was stopped on this host", beside=False)
-
-    await asyncio.gather(*(stop(sandbox) for sandbox in sandboxes))
+def said(ends: Counter[str]) -> str:
+    """One line about where they ended up, by state."""
+    shown = {"suspended": "suspended", "stopped": "stopped", "running": "left running"}
+    parts = [f"{ends[state]} {text}" for state, text in shown.items() if ends[state]]
+    if not parts:
+        return "0 sandboxes stopped"
+    number, rest = parts[0].split(" ", 1)
+    return ", ".join([f"{number} sandbox{'' if number == '1' else 'es'} {rest}", *parts[1:]])

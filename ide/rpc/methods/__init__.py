@@ -18,3 +18,6 @@ SDK: Mapping[str, Method] = {
 
 BROWSER: Mapping[str, Method] = {**SDK, **editor.METHODS}
 """What our own pages may call."""
+
+UNNOTICED = frozenset({"watch", "usage", "process.list", "terminal.list", "readDir", "stat", "lstat", "realPath"})
+"""What our own pages call by themselves: no sign that somebody uses the sandbox."""

@@ -13,7 +13,8 @@ from django.contrib.auth.models import AnonymousUser
 from ide.consumers.terminal import TerminalConsumer
 from sandboxes.database import in_thread
 from sandboxes.models import Membership, Sandbox, User
-from sandboxes.services import lifecycle
+from sandboxes.services import lifecycle, suspension
+from sandboxes.services.activity import activity
 from tests import factories
 from tests.factories import Team
 
@@ -156,3 +157,49 @@ async def test_a_removed_member_loses_his_terminal(
         await page.hear("attached")
         await Membership.objects.filter(user=member).adelete()
         assert await page.closed() == 4403
+
+
+async def test_a_suspend_is_told_and_the_terminal_goes_on(running: Sandbox, home: Team, member: User) -> None:
+    """The page hears `suspended` and need not try again; it comes back to the same shell once that was resumed."""
+    async with Line(running.public_id, member) as page:
+        await page.say(type="open", cols=80, rows=24)
+        terminal = (await page.hear("attached"))["id"]
+        await page.wire.send_to(bytes_data=b"KEPT=it-is-me; echo fir''st\n")
+        await page.see(b"first\r\n")
+        await suspension.sandbox_suspend(sandbox=running, actor=home.member, beside=False)
+        error = await page.hear("error")
+        assert (error["code"], error["retry"]) == ("suspended", False)
+        assert "suspended on request by member@home.example" in error["message"]
+        assert await page.closed() == 4404
+
+    async with Line(running.public_id, member) as page:
+        await page.say(type="attach", id=terminal, cols=80, rows=24)
+        assert (await page.hear("error"))["code"] == "suspended"
+    await in_thread(running.refresh_from_db)
+    assert running.state == "suspended"
+
+    await suspension.sandbox_wake(sandbox=running, actor=home.member)
+    async with Line(running.public_id, member) as page:
+        await page.say(type="attach", id=terminal, cols=80, rows=24)
+        await page.hear("attached")
+        await page.wire.send_to(bytes_data=b"echo $KEPT\n")
+        await page.see(b"it-is-me\r\n")
+
+
+async def test_terminals_are_activity(running: Sandbox, member: User) -> None:
+    """What is typed and what is shown keeps a workspace awake; a terminal that is merely open does not."""
+    async with Line(running.public_id, member) as page:
+        await page.say(type="open", cols=80, rows=24)
+        await page.hear("attached")
+        await page.wire.send_to(bytes_data=b"echo fir''st\n")
+        await page.see(b"first\r\n")
+        await activity.flush()
+        await in_thread(running.refresh_from_db)
+        used = running.active_at
+        assert used is not None
+        await page.say(type="ping")
+        await page.hear("pong")
+        await page.say(type="resize", cols=90, rows=20)
+        await activity.flush()
+    await in_thread(running.refresh_from_db)
+    assert (running.active_at - used).total_seconds() < 1  # type: ignore[operator]

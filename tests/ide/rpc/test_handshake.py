@@ -43,6 +43,10 @@ def test_lifetimes() -> None:
     assert decode_config(header({"timeout": "session"}), now=NOW).session
     assert decode_config(header({"timeout": "90s"}), now=NOW).stop_at == NOW + timedelta(seconds=90)
     assert decode_config(header({"timeout": "5m"}), now=NOW).stop_at == NOW + timedelta(minutes=5)
+    assert decode_config(header({"timeout": "2h"}), now=NOW).stop_at == NOW + timedelta(hours=2)
+    assert decode_config(header({"timeout": "1d"}), now=NOW).stop_at == NOW + timedelta(days=1)
+    unlimited = decode_config(header({"timeout": "unlimited"}), now=NOW)
+    assert (unlimited.session, unlimited.stop_at, unlimited.unlimited) == (False, None, True)
     at = int((NOW + timedelta(minutes=1)).timestamp() * 1000)
     timed = decode_config(header({"stop_at_ms": at}), now=NOW)
     assert (timed.session, timed.stop_at) == (False, NOW + timedelta(minutes=1))
@@ -57,7 +61,8 @@ def test_lifetimes() -> None:
         base64.b64encode(b"\xff\xfe").decode(),
         header([]),
         header({"timeout": "0s"}),
-        header({"timeout": "1h"}),
+        header({"timeout": "1w"}),
+        header({"timeout": "forever"}),
         header({"timeout": 5}),
         header({"timeout": "-5s"}),
         header({"stop_at_ms": "soon"}),

@@ -134,13 +134,13 @@ async def test_session_extension_promises_only(home: Team, node: FakeNode) -> No
     assert sandbox.stop_at is None
 
 
-def test_rename(home: Team, other: Team) -> None:
+def test_change(home: Team, other: Team) -> None:
     """Pages hear of it, the audit says who did it; viewers and other organizations' people do not do it."""
     sandbox = factories.sandbox(home, kind=Kind.WORKSPACE, name="Tides", labels={"team": "sea"})
-    lifecycle.sandbox_rename(sandbox=sandbox, actor=home.member, name=" Waves ", labels=None)
+    lifecycle.sandbox_change(sandbox=sandbox, actor=home.member, name=" Waves ", labels=None)
     event = Event.objects.order_by("-id")[0]
     assert (event.kind, event.payload["name"], event.payload["labels"]) == ("sandbox", "Waves", {"team": "sea"})
-    entry = AuditEntry.objects.get(action="sandbox.rename")
+    entry = AuditEntry.objects.get(action="sandbox.change")
     assert (entry.actor, entry.target, entry.detail) == ("member@home.example", sandbox.public_id, {"name": "Waves"})
     refused: list[tuple[Any, str, type[Exception]]] = [
         (home.viewer, "Mine", Forbidden),
@@ -150,7 +150,7 @@ def test_rename(home: Team, other: Team) -> None:
     ]
     for actor, name, error in refused:
         with pytest.raises(error):
-            lifecycle.sandbox_rename(sandbox=sandbox, actor=actor, name=name, labels=None)
+            lifecycle.sandbox_change(sandbox=sandbox, actor=actor, name=name, labels=None)
     sandbox.refresh_from_db()
     assert sandbox.name == "Waves"
 
@@ -206,7 +206,7 @@ def test_one_stop_wins_a_race(home: Team) -> None:
     """Of many stops at once one is written down, and its actor stays."""
     row = factories.row(home, state=SandboxState.RUNNING)
     moved = in_parallel(
-        lambda: lifecycle._move(
+        lambda: lifecycle.sandbox_move(
             sandbox=Sandbox.objects.get(pk=row.pk), move=Move.STOP, actor=home.admin, stop_cause="requested"
         ),
         6,

@@ -6,15 +6,17 @@ import { Disposables } from "../../core/disposable";
 import { Documents } from "../../core/documents";
 import type { Events } from "../../core/events";
 import { asText, Files } from "../../core/files";
+import { type Act, acts } from "../../core/lifecycle";
 import { base, parent, within } from "../../core/paths";
 import { Rpc } from "../../core/rpc";
-import { stopWarning, title } from "../../core/sandboxes";
+import { BEGINNING, type Input, next, type Scene, scene } from "../../core/scene";
 import type { Connect } from "../../core/socket";
 import { Store } from "../../core/store";
 import { TerminalTabs } from "../../core/terminals";
 import { Tree } from "../../core/tree";
 import { type Source, Uploads } from "../../core/uploads";
 import type { TerminalInfo } from "../../xterm_bridge/protocol";
+import { Acts } from "../acts";
 import type { PageConfig } from "../config";
 import { EditorTexts } from "../editor/texts";
 import { fromFiles } from "../files/dropped";
@@ -27,12 +29,27 @@ import { socketTo } from "../sockets";
 /** Where the tree begins until the machine has said what its user's home is. */
 const HOME = "/home/app";
 
+/** What can be done with the machine, as commands. */
+const MACHINE: readonly [Act, string][] = [
+  ["rename", "Rename the workspace…"],
+  ["suspend", "Suspend the machine"],
+  ["resume", "Resume the machine"],
+  ["fork", "Fork the machine…"],
+  ["extend", "Give the machine more time…"],
+  ["stop", "Stop the machine…"],
+  ["start", "Start the machine"],
+  ["details", "Details and timeline of the machine"],
+  ["delete", "Delete the machine…"],
+];
+
 export type TreeEdit = { kind: "rename" | "file" | "folder"; path: string };
 export type Area = "files" | "editor" | "terminal";
 
 interface Pane {
   focus(): void;
   find(): void;
+  hold(): void;
+  release(): void;
 }
 
 /** The browser may refuse to keep anything; then a reload simply remembers nothing. */
@@ -72,12 +89,14 @@ export class WorkspaceModel {
   readonly panes = new Map<number, Pane>();
 
   readonly sandbox = new Store<Sandbox | null>(null);
-  readonly gone = new Store("");
+  /** What is shown, and what is to be said over it. */
+  readonly scene = new Store<Scene>({ kind: "loading" });
   /** Whether terminals may be shown: the machine ran at least once since the page was opened. */
   readonly entered = new Store(false);
+  readonly may: ReadonlySet<string>;
+  readonly acts: Acts;
   readonly treeEdit = new Store<TreeEdit | null>(null);
   readonly question = new Store<Question | null>(null);
-  readonly renaming = new Store<Sandbox | null>(null);
   readonly palette = new Store(false);
   readonly help = new Store(false);
   readonly comparing = new Store<{ path: string; disk: string } | null>(null);
@@ -88,7 +107,11 @@ export class WorkspaceModel {
   /** The keyboard goes to a terminal that comes up, unless the person is elsewhere. */
   focusTerminal = true;
 
+  #page = BEGINNING;
+  #told = 0;
   #startedAt: string | null = null;
+  #looking: number | undefined;
+  #looked = 0;
   #undo = new Disposables();
   #stopWatch: (() => void) | null = null;
   #watching = "";
@@ -99,6 +122,11 @@ export class WorkspaceModel {
     this.config = config;
     this.id = config.sandbox;
     this.api = serverApi(config);
+    this.may = new Set(config.may);
+    this.acts = new Acts(this.api, (changed) => {
+      if (!changed) void this.refresh();
+      else if (changed.id === this.id) this.#now(changed);
+    });
     this.events = serverEvents(config);
     this.rpc = new Rpc(socketTo(`/ws/sandboxes/${this.id}/rpc`));
     this.terminalConnect = socketTo(`/ws/sandboxes/${this.id}/terminal`);
@@ -115,14 +143,16 @@ export class WorkspaceModel {
       this.events.watch(
         () => void this.refresh(),
         (event) => {
-          if (event.kind === "sandbox" && (event.payload as Sandbox).id === this.id)
-            this.#now(event.payload as Sandbox);
+          if (event.kind !== "sandbox" || (event.payload as Sandbox).id !== this.id) return;
+          this.#told++;
+          this.#now(event.payload as Sandbox);
         },
       ),
     );
     this.#undo.add(
       this.rpc.link.subscribe((link) => {
         if (link === "open") void this.#connected();
+        else if (link === "waiting") this.look();
       }),
     );
     this.#undo.add(
@@ -137,6 +167,7 @@ export class WorkspaceModel {
       }),
     );
     this.#undo.add(() => this.rpc.stop());
+    this.#undo.add(() => clearTimeout(this.#looking));
     this.events.start();
     void this.refresh();
     for (const path of layout.open) void this.#reopen(path, layout.active);
@@ -153,31 +184,59 @@ export class WorkspaceModel {
       this.#now(await this.api.sandbox(this.id));
     } catch (error) {
       const code = error instanceof Error && "code" in error ? error.code : "";
-      if (code === "NOT_FOUND") this.gone.set("This sandbox was deleted.");
-      else if (!this.sandbox.value) this.gone.set(error instanceof Error ? error.message : String(error));
+      const why = error instanceof Error ? error.message : String(error);
+      if (code === "NOT_FOUND") this.#step({ kind: "gone", why: "This sandbox was deleted." });
+      else if (!this.sandbox.value) this.#step({ kind: "gone", why });
     }
   }
 
-  renamed(sandbox: Sandbox): void {
-    this.#now(sandbox);
+  /**
+   * Asks what became of the machine, at once but not all the time: a connection that drops may be the first that is
+   * heard of a suspend, and connecting again would undo it.
+   */
+  look(): void {
+    const wait = Math.max(0, this.#looked + 1000 - Date.now());
+    this.#looking ??= setTimeout(() => {
+      this.#looking = undefined;
+      this.#looked = Date.now();
+      void this.refresh();
+    }, wait);
+  }
+
+  #step(input: Input): void {
+    const { state, resume } = next(this.#page, input);
+    this.#page = state;
+    this.sandbox.set(state.sandbox);
+    this.scene.set(scene(state));
+    this.entered.set(state.entered);
+    if (resume) void this.#ask(this.api.sandboxResume(this.id));
+  }
+
+  /** Takes the answer, unless events told something meanwhile: they are newer. */
+  async #ask(answer: Promise<Sandbox>): Promise<void> {
+    const told = this.#told;
+    try {
+      const sandbox = await answer;
+      if (told === this.#told) this.#now(sandbox);
+    } catch (error) {
+      this.#step({ kind: "refused", why: error instanceof Error ? error.message : String(error) });
+    }
+    setTimeout(() => void this.refresh(), 2000);
   }
 
   #now(sandbox: Sandbox): void {
-    if (sandbox.state === "deleted") {
-      this.gone.set("This sandbox was deleted.");
-      this.rpc.stop();
-      return;
-    }
-    this.gone.set("");
-    this.sandbox.set(sandbox);
-    if (sandbox.state === "running") {
+    const machine = sandbox.state === "running";
+    if (machine) {
       // Started anew: its terminals went with the old processes.
       if (this.#startedAt !== null && this.#startedAt !== sandbox.started_at) this.terminals.clear();
       this.#startedAt = sandbox.started_at;
-      this.entered.set(true);
+    }
+    this.#step({ kind: "sandbox", sandbox });
+    if (machine) {
       this.rpc.start();
       this.rpc.retryNow();
     } else this.rpc.stop();
+    for (const pane of this.panes.values()) machine ? pane.release() : pane.hold();
   }
 
   async #connected(): Promise<void> {
@@ -191,7 +250,7 @@ export class WorkspaceModel {
   async #takeUpTerminals(): Promise<void> {
     if (this.terminals.state.value.tabs.length) return;
     const running = await this.#running();
-    this.terminals.restore(running);
+    this.terminals.restore(running, !!this.sandbox.value?.forked_from);
   }
 
   async #running(): Promise<TerminalInfo[]> {
@@ -203,28 +262,27 @@ export class WorkspaceModel {
     }
   }
 
-  start(): void {
-    void this.api.sandboxStart(this.id).then(
-      (sandbox) => this.#now(sandbox),
-      (error) => problem("The workspace was not started", error),
-    );
+  /** The person wants the suspended machine to go on. */
+  resume(): void {
+    this.#step({ kind: "press" });
   }
 
-  askStop(): void {
+  start(): void {
+    void this.#ask(this.api.sandboxStart(this.id));
+  }
+
+  restore(): void {
+    void this.#ask(this.api.sandboxRestore(this.id));
+  }
+
+  /** What somebody chose in a menu; whoever ends the machine is told what is not saved. */
+  act(act: Act): void {
     const sandbox = this.sandbox.value;
     if (!sandbox) return;
     const unsaved = this.documents.dirty.length;
-    this.question.set({
-      title: `Stop ${title(sandbox)}?`,
-      text: `${unsaved ? `${unsaved} file${unsaved > 1 ? "s are" : " is"} not saved. ` : ""}${stopWarning(sandbox)}`,
-      action: "Stop",
-      danger: true,
-      run: () =>
-        this.api.sandboxStop(this.id).then(
-          (now) => this.#now(now),
-          (error) => problem("The machine was not stopped", error),
-        ),
-    });
+    const warning = unsaved ? `${unsaved} file${unsaved > 1 ? "s are" : " is"} not saved. ` : "";
+    if (act === "resume") this.resume();
+    else this.acts.begin(act, sandbox, warning);
   }
 
   // -- files
@@ -735,21 +793,13 @@ export class WorkspaceModel {
         inTerminal: "Ctrl+Shift+F",
         run: () => this.findInTerminal(),
       },
-      {
-        id: "rename-workspace",
+      ...MACHINE.map(([act, title]) => ({
+        id: act,
         group: "Machine",
-        title: "Rename the workspace…",
-        when: () => this.sandbox.value?.kind === "workspace",
-        run: () => this.renaming.set(this.sandbox.value),
-      },
-      { id: "stop", group: "Machine", title: "Stop the machine…", when: running, run: () => this.askStop() },
-      {
-        id: "start",
-        group: "Machine",
-        title: "Start the machine",
-        when: () => this.sandbox.value?.state === "stopped" && this.sandbox.value.kind === "workspace",
-        run: () => this.start(),
-      },
+        title,
+        when: () => !!this.sandbox.value && acts(this.sandbox.value, this.may).includes(act),
+        run: () => this.act(act),
+      })),
     );
   }
 }

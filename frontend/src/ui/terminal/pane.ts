@@ -27,6 +27,8 @@ export interface PaneOptions {
   cwd?: string | undefined;
   onId(id: string): void;
   onTitle(title: string): void;
+  /** The connection dropped; whether the machine is still there is for the page to find out. */
+  onLost(): void;
 }
 
 export class TerminalPane {
@@ -105,6 +107,7 @@ export class TerminalPane {
       onId: (made) => this.#options.onId(made),
       onStatus: (status) => {
         this.status.set(status);
+        if (status.kind === "waiting" || status.kind === "held") this.#options.onLost();
         if (status.kind === "exited" || status.kind === "failed") {
           const why =
             status.kind === "failed"
@@ -132,6 +135,14 @@ export class TerminalPane {
 
   retry(): void {
     this.#session.retryNow();
+  }
+
+  hold(): void {
+    this.#session.hold();
+  }
+
+  release(): void {
+    this.#session.release();
   }
 
   paste(text: string): void {

@@ -1,0 +1,258 @@
+"""A sandbox's pauses and copies: its memory saved and gone on with, and forks of it, by the write path of lifecycle.py.
+
+As there, rows change in short transactions, the node is asked outside of them, and whatever dies between two steps
+leaves a row that sandboxes/reconcile.py settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.utils import timezone
+
+from sandboxes import limits, permissions, quotas, runtime
+from sandboxes.database import in_thread
+from sandboxes.errors import Conflict, Unavailable
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
+from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
+from sandboxes.services.lifecycle import (
+    machine_spec,
+    require_room,
+    sandbox_ended,
+    sandbox_follow,
+    sandbox_insert,
+    sandbox_move,
+    sandbox_observe,
+    sandbox_suspended,
+)
+from sandboxes.states import Move
+from vm import background
+from vm.api import MachineInfo
+from vm.errors import MachineGone, NodeUnreachable, VmError
+
+log = structlog.get_logger("atoll.suspension")
+
+SAVING_SECONDS = 20.0
+"""For which somebody who wants a sandbox back waits while its memory is still being saved."""
+FORK_LIFETIME = timedelta(minutes=30)
+"""Of the fork of a session sandbox, which has no connection to live as long as."""
+
+
+async def sandbox_suspend(
+    *,
+    sandbox: Sandbox,
+    actor: AnyActor,
+    cause: StopCause = StopCause.REQUESTED,
+    detail: str = "",
+    beside: bool = True,
+) -> Sandbox:
+    """Mark it suspending, with who and why, and have its memory saved: `beside` the caller, or before returning.
+
+    Repeatable: one that is suspending or suspended is returned as it is. Conflict for a session sandbox, for one whose
+    agent is silent, and for one that does not run. If it cannot be saved it runs on, and its timeline says why.
+    """
+    if not isinstance(actor, System):
+        permissions.require(actor, "sandbox.suspend", sandbox.organization_id)
+    if sandbox.session:
+        raise Conflict(
+            "a sandbox that lives as long as the connection that created it cannot be suspended: its end would be lost",
+            state=sandbox.state,
+        )
+    if sandbox.unresponsive and sandbox.state == SandboxState.RUNNING:
+        raise Conflict("its agent does not answer at the moment", state=sandbox.state)
+    begun = await in_thread(
+        sandbox_move,
+        sandbox=sandbox,
+        move=Move.SUSPEND,
+        actor=actor,
+        detail={"cause": cause},
+        stop_cause=cause,
+        stop_detail=detail[:500],
+        stopped_by=actor.label[:150],
+    )
+    if begun and beside:
+        background.spawn(sandbox_suspend_finish(sandbox=sandbox), name=f"suspend {sandbox.public_id}")
+    elif begun or (not beside and sandbox.state == SandboxState.SUSPENDING):
+        await sandbox_suspend_finish(sandbox=sandbox)
+    elif sandbox.state not in (SandboxState.SUSPENDING, SandboxState.SUSPENDED):
+        raise Conflict(f"it is {sandbox.state}, not running", state=sandbox.state)
+    return sandbox
+
+
+async def sandbox_suspend_finish(*, sandbox: Sandbox) -> None:
+    """Have the machine of a suspending row saved and write down what came of it. Repeatable."""
+    try:
+        await runtime.node().machine_suspend(sandbox.machine)
+    except NodeUnreachable as error:
+        # It may have been saved all the same: the reconciler looks.
+        log.warning("node does not answer while a machine is saved", sandbox=sandbox.public_id, error=error.detail)
+    except VmError as error:
+        await in_thread(sandbox_run_on, sandbox=sandbox, why=error.detail or str(error))
+    else:
+        await in_thread(sandbox_suspended, sandbox=sandbox)
+
+
+def sandbox_run_on(*, sandbox: Sandbox, why: str) -> bool:
+    """A suspend came to nothing: the machine never stopped running."""
+    return sandbox_move(
+        sandbox=sandbox,
+        move=Move.RUN_ON,
+        actor=SYSTEM,
+        why=why,
+        stop_cause="",
+        stop_detail="",
+        stopped_by="",
+        suspend_failed_at=timezone.now(),
+    )
+
+
+async def sandbox_wake(*, sandbox: Sandbox, actor: Actor, why: str = "", beside: bool = True) -> Sandbox:
+    """Bring a suspended sandbox back, whoever needs it; every door that resumes comes here.
+
+    Returns once it is on its way; `beside` False: once it runs or could not. Repeatable: one that runs or is about to
+    is returned as it is. QuotaExceeded; Conflict for one that has ended. `why` completes "resumed by ada: ".
+    """
+    permissions.require(actor, "sandbox.resume", sandbox.organization_id)
+    until = time.monotonic() + SAVING_SECONDS
+    while not await in_thread(sandbox_resume, sandbox=sandbox, actor=actor, why=why):
+        if sandbox.state in (SandboxState.QUEUED, SandboxState.STARTING, SandboxState.RUNNING, SandboxState.RESUMING):
+            return sandbox
+        if sandbox.state != SandboxState.SUSPENDING:
+            raise Conflict(f"it is {sandbox.state}, not suspended", state=sandbox.state)
+        if time.monotonic() > until:
+            raise Unavailable("its memory is still being saved: it can be resumed after that")
+        await asyncio.sleep(0.1)
+    if beside:
+        background.spawn(sandbox_resume_finish(sandbox=sandbox), name=f"resume {sandbox.public_id}")
+    else:
+        await sandbox_resume_finish(sandbox=sandbox)
+    return sandbox
+
+
+def sandbox_resume(*, sandbox: Sandbox, actor: AnyActor, why: str = "") -> bool:
+    """Take a place and mark a suspended row resuming; False for any other. QuotaExceeded."""
+    with transaction.atomic():
+        sandbox.refresh_from_db()
+        if sandbox.state != SandboxState.SUSPENDED:
+            return False
+        require_room(sandbox.organization_id)
+        return sandbox_move(sandbox=sandbox, move=Move.RESUME, actor=actor, why=why, detail={"why": why}, note="")
+
+
+async def sandbox_resume_finish(*, sandbox: Sandbox) -> None:
+    """Have the machine of a resuming row go on, and follow it until it runs, ended or must wait. Repeatable."""
+    if (info := await sandbox_resume_begin(sandbox=sandbox)) is not None:
+        try:
+            await sandbox_follow(sandbox=sandbox, info=info)
+        except VmError as error:
+            # The reconciler follows on.
+            log.warning("could not follow a resume", sandbox=sandbox.public_id, error=str(error))
+
+
+async def sandbox_resume_begin(*, sandbox: Sandbox) -> MachineInfo | None:
+    """Ask the node to let the machine go on; None if it does not, which the row says then. Repeatable."""
+    try:
+        return await runtime.node().machine_resume(sandbox.machine)
+    except NodeUnreachable as error:
+        # It may have heard of it all the same: the reconciler looks.
+        log.warning("node does not answer while a machine resumes", sandbox=sandbox.public_id, error=error.detail)
+    except MachineGone:
+        await _look_after(sandbox)
+    except VmError as error:
+        why = error.detail or str(error)
+        await in_thread(
+            sandbox_move,
+            sandbox=sandbox,
+            move=Move.PUT_OFF,
+            actor=SYSTEM,
+            why=why,
+            queue_position=0,
+            note=f"could not be resumed: {why}"[:500],
+        )
+    return None
+
+
+async def _look_after(sandbox: Sandbox) -> None:
+    """Of a machine that cannot be resumed because it has ended: write down how."""
+    try:
+        info = await runtime.node().machine_get(sandbox.machine)
+    except MachineGone:
+        await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.MACHINE_LOST)
+    except VmError as error:
+        log.warning("could not ask for a machine that does not resume", sandbox=sandbox.public_id, error=str(error))
+    else:
+        await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+
+
+async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifetime: timedelta | None = None) -> Sandbox:
+    """A copy of a running sandbox, memory and disk, that goes on beside it with an identity of its own.
+
+    Returns once the copy is taken; it is then followed beside the caller. Conflict for one that does not run or whose
+    agent is silent, QuotaExceeded; Unavailable when the host could not do it, which leaves nothing behind.
+    """
+    permissions.require(actor, "sandbox.fork", sandbox.organization_id)
+    fork = await in_thread(_fork_row, sandbox, actor, name, lifetime)
+    try:
+        info = await runtime.node().machine_fork(sandbox.machine, machine_spec(fork))
+    except NodeUnreachable as error:
+        # It may have been taken all the same: the reconciler looks.
+        raise Unavailable(f"the machine's host does not answer: {error.detail}") from error
+    except VmError as error:
+        why = error.detail or str(error)
+        await in_thread(sandbox_ended, sandbox=fork, cause=StopCause.CREATE_DIED, detail=why)
+        raise Unavailable(f"it could not be forked: {why}") from error
+    background.spawn(_follow_fork(fork, info), name=f"fork {fork.public_id}")
+    return fork
+
+
+async def _follow_fork(fork: Sandbox, info: MachineInfo) -> None:
+    try:
+        await sandbox_follow(sandbox=fork, info=info)
+    except VmError as error:
+        # The reconciler follows on.
+        log.warning("could not follow a fork", sandbox=fork.public_id, error=str(error))
+
+
+def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | None) -> Sandbox:
+    quotas.check_name(name)
+    with transaction.atomic():
+        sandbox.refresh_from_db()
+        if sandbox.state != SandboxState.RUNNING or sandbox.unresponsive:
+            state = "silent" if sandbox.state == SandboxState.RUNNING else sandbox.state
+            raise Conflict(f"it is {state}: only one that runs can be forked", state=sandbox.state)
+        require_room(sandbox.organization_id)
+        return sandbox_insert(
+            actor=actor,
+            action="sandbox.fork",
+            forked_from=sandbox.public_id,
+            kind=sandbox.kind,
+            name=name.strip() or _fork_name(sandbox),
+            memory_mb=sandbox.memory_mb,
+            vcpus=sandbox.vcpus,
+            disk_gib=sandbox.disk_gib,
+            labels=sandbox.labels,
+            env=sandbox.env,
+            idle_minutes=sandbox.idle_minutes,
+            stop_at=_fork_deadline(sandbox, lifetime),
+        )
+
+
+def _fork_name(sandbox: Sandbox) -> str:
+    suffix = " (fork)"
+    return f"{sandbox.name[: quotas.NAME - len(suffix)]}{suffix}" if sandbox.name else ""
+
+
+def _fork_deadline(sandbox: Sandbox, lifetime: timedelta | None) -> datetime | None:
+    now = timezone.now()
+    longest = limits.max_lifetime(Organization.objects.get(pk=sandbox.organization_id))
+    if lifetime is not None:
+        return now + (lifetime if longest is None else min(lifetime, longest))
+    if sandbox.session:
+        return now + (FORK_LIFETIME if longest is None else min(FORK_LIFETIME, longest))
+    if sandbox.stop_at is None and sandbox.kind == Kind.SANDBOX and longest is not None:
+        return now + longest
+    return sandbox.stop_at
