@@ -6,6 +6,7 @@ from sandboxes.models.event import Event
 from sandboxes.models.organization import Membership, Organization, Role
 from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
 from sandboxes.models.token import Token
+from sandboxes.models.usage import UsageHour, UsageMeter
 
 __all__ = [
     "AuditEntry",
@@ -19,6 +20,8 @@ __all__ = [
     "SignInLink",
     "StopCause",
     "Token",
+    "UsageHour",
+    "UsageMeter",
     "User",
     "WebProcess",
 ]

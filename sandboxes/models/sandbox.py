@@ -42,6 +42,7 @@ class StopCause(models.TextChoices):
     DISK_FULL = "disk_full", "the host's disk was full"
     NO_CAPACITY = "no_capacity", "the host had no room for it"
     MACHINE_LOST = "machine_lost", "the host no longer knows its machine"
+    SPENDING_CAP = "spending_cap", "the organization's spending cap for this month is reached"
     CREATE_DIED = "create_died", "the process that created it ended before the machine was started"
 
 

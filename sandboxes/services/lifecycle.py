@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +23,8 @@ from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Invalid, NotFound, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
+from sandboxes.quotas import Amount
+from sandboxes.services import limits, usage
 from sandboxes.states import Move
 from vm import background
 from vm.api import Identity, MachineInfo, MachineSpec, MachineState
@@ -65,10 +67,10 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
-    stop_at = wanted.stop_at and min(wanted.stop_at, now + timedelta(seconds=quotas.MAX_LIFETIME))
     region: str = config()["region"]
     with transaction.atomic():
-        _require_room(actor.organization_id)
+        asked = Amount(sandboxes=1, vcpus=quotas.VCPUS, memory_mib=wanted.memory_mb, disk_gib=quotas.DISK_GIB)
+        organization = _require_room(actor.organization_id, asked, new=True)
         sandbox = Sandbox.objects.create(
             public_id=ids.sandbox_id(region),
             organization_id=actor.organization_id,
@@ -83,7 +85,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             machine=ids.machine_id(),
             session=wanted.session,
             held_by_id=wanted.held_by,
-            stop_at=stop_at,
+            stop_at=wanted.stop_at and _within_lifetime(organization, wanted.stop_at, now),
             creator_id=actor.user_id,
             creator_name=actor.label[:150],
             state_since=now,
@@ -100,14 +102,22 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     return sandbox
 
 
-def _require_room(organization_id: int) -> None:
+def _require_room(organization_id: int, asked: Amount, *, new: bool = False) -> Organization:
+    """The organization, locked, with room for what is asked for; `new`: beside what exists. QuotaExceeded."""
     # Keeps two creates on PostgreSQL from both seeing the last place; SQLite's transaction is immediate anyway.
     organization = Organization.objects.select_for_update().get(pk=organization_id)
-    limit = organization.quota_concurrent
-    quotas.check_room(
-        used=Sandbox.objects.filter(organization_id=organization_id, state__in=states.ACTIVE).count(),
-        limit=config()["quota_concurrent"] if limit is None else limit,
-    )
+    limits.room_require(organization=organization, asked=asked, new=new)
+    return organization
+
+
+def _to_run(sandbox: Sandbox) -> Amount:
+    """What a sandbox that exists takes when it runs again; its disk is counted already."""
+    return Amount(sandboxes=1, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mb)
+
+
+def _within_lifetime(organization: Organization, stop_at: datetime, now: datetime) -> datetime:
+    longest = limits.max_lifetime(organization)
+    return stop_at if longest is None else min(stop_at, now + longest)
 
 
 def _move(
@@ -135,6 +145,7 @@ def _move(
 
 def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
     """Bring a row that is meant to run up to date with what the node says of its machine. Repeatable."""
+    usage.usage_measure(sandbox=sandbox, info=info)
     if info.state is MachineState.STOPPED:
         cause = StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
         sandbox_ended(sandbox=sandbox, cause=cause, detail=info.detail)
@@ -250,7 +261,8 @@ async def sandbox_stop(
 async def sandbox_stop_finish(*, sandbox: Sandbox) -> None:
     """End the machine of a stopping row and write the end down. Repeatable; the reconciler repeats what failed."""
     try:
-        await runtime.node().machine_stop(sandbox.machine)
+        info = await runtime.node().machine_stop(sandbox.machine)
+        await in_thread(usage.usage_measure, sandbox=sandbox, info=info)
     except MachineGone:
         pass
     except VmError as error:
@@ -287,7 +299,7 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
     if not states.can_start_again(sandbox.kind):
         raise Conflict("a sandbox is gone when it stops; only a workspace can be started again", state=sandbox.state)
     with transaction.atomic():
-        _require_room(sandbox.organization_id)
+        _require_room(sandbox.organization_id, _to_run(sandbox))
         if not _move(
             sandbox=sandbox,
             move=Move.START,
@@ -343,7 +355,7 @@ def sandbox_rename(*, sandbox: Sandbox, actor: Actor, name: str | None, labels: 
 
 
 def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> datetime:
-    """The deadline after the request: never earlier than before, never more than 30 minutes from now.
+    """The deadline after the request: never earlier than before, never further away than the organization's limit.
 
     A session sandbox gets no deadline by it; what is returned is then only the time that was promised.
     Conflict when it is not running.
@@ -352,7 +364,7 @@ def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> date
     now = timezone.now()
     if stop_at <= now:
         raise Invalid("the new deadline lies in the past", field="stop_at_ms")
-    wanted = min(stop_at, now + timedelta(seconds=quotas.MAX_LIFETIME))
+    wanted = _within_lifetime(Organization.objects.get(pk=sandbox.organization_id), stop_at, now)
     with transaction.atomic():
         sandbox = Sandbox.objects.select_for_update().get(pk=sandbox.pk)
         if sandbox.state not in states.ACTIVE or sandbox.state == SandboxState.STOPPING:
