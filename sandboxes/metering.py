@@ -55,12 +55,12 @@ def settled(last: Reading, this: Reading, info: MachineInfo) -> Reading:
     return Reading(at=this.at, in_memory=this.in_memory, cpu_seconds=cpu, disk_bytes=this.disk_bytes)
 
 
-def use_between(last: Reading, this: Reading, info: MachineInfo, *, booted: bool) -> dict[datetime, Use]:
+def use_between(last: Reading, this: Reading, info: MachineInfo, *, ready_at: float | None) -> dict[datetime, Use]:
     """What was used between two readings, the second of which is `info`, by the beginning of each hour.
 
-    `booted`: the machine has come up since, so that the time before was another run's.
+    `ready_at` is when its sandbox was last seen to come up; None while that is still awaited.
     """
-    begin, end = _in_memory(last, this, info, booted)
+    begin, end = _in_memory(last, this, info, ready_at)
     cpu = this.cpu_seconds if _anew(last, this, info) else max(0.0, this.cpu_seconds - last.cpu_seconds)
     found: dict[datetime, Use] = {}
 
@@ -84,19 +84,27 @@ def _anew(last: Reading, this: Reading, info: MachineInfo) -> bool:
     return this.cpu_seconds < last.cpu_seconds and info.since > last.at
 
 
-def _in_memory(last: Reading, this: Reading, info: MachineInfo, booted: bool) -> tuple[float, float]:
-    nothing = (last.at, last.at)
+def _in_memory(last: Reading, this: Reading, info: MachineInfo, ready_at: float | None) -> tuple[float, float]:
+    """From when to when it was in memory: within one run, the last that can have been."""
     if info.state is MachineState.QUEUED:
-        return nothing
-    if not this.in_memory:
-        return (last.at, min(this.at, max(last.at, info.since))) if last.in_memory else nothing
+        return last.at, last.at
+    end = this.at if this.in_memory else min(this.at, max(last.at, info.since))
     if info.state is MachineState.STARTING:
-        return max(last.at, min(info.since, this.at)), this.at
-    if last.in_memory and not booted:
-        return last.at, this.at
+        began = info.since
+    elif ready_at is not None and ready_at > last.at:
+        began = ready_at - _boot(info)
+    elif last.in_memory and (ready_at is not None or not this.in_memory):
+        began = last.at
+    elif this.in_memory:
+        began = info.since - _boot(info)
+    else:
+        began = end
+    return min(end, max(last.at, began)), end
+
+
+def _boot(info: MachineInfo) -> float:
     boot = sum(seconds for name, seconds in info.stages.items() if name != "queue")
-    began = info.since - min(max(0.0, boot), LONGEST_BOOT)
-    return max(last.at, min(began, this.at)), this.at
+    return min(max(0.0, boot), LONGEST_BOOT)
 
 
 def _hours(begin: float, end: float) -> Iterator[tuple[datetime, float]]:

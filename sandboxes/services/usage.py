@@ -78,7 +78,9 @@ def _goes_on(last: Reading, this: Reading) -> bool:
 
 def _advance(sandbox: Sandbox, meter: UsageMeter, last: Reading, this: Reading, info: MachineInfo) -> bool:
     known = metering.settled(last, this, info)
-    used = metering.use_between(last, this, info, booted=sandbox.state in _BOOTING)
+    came_up = None if sandbox.state in _BOOTING else sandbox.started_at
+    ready_at = None if came_up is None else came_up.timestamp()
+    used = metering.use_between(last, this, info, ready_at=ready_at)
     with transaction.atomic():
         moved = UsageMeter.objects.filter(pk=meter.pk, turn=meter.turn).update(
             turn=F("turn") + 1,
