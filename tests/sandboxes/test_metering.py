@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxes import metering
@@ -203,6 +203,7 @@ def truth(phases: list[Phase]) -> dict[datetime, float]:
     return hours
 
 
+@settings(deadline=None)
 @given(st.data(), lives())
 def test_all_hours_together_are_what_happened(draw: st.DataObject, phases: list[Phase]) -> None:
     """However often and whenever it is looked at beside, every hour has what was used in it."""
@@ -212,6 +213,7 @@ def test_all_hours_together_are_what_happened(draw: st.DataObject, phases: list[
     check_certain(found, phases)
 
 
+@settings(deadline=None)
 @given(st.data(), lives())
 def test_nothing_is_invented(draw: st.DataObject, phases: list[Phase]) -> None:
     """Where beginnings and ends were missed there may be less, and in no hour more."""
