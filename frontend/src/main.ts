@@ -11,6 +11,7 @@ const islands = {
   dashboard: () => import("./ui/dashboard/Dashboard.svelte"),
   tokens: () => import("./ui/account/Tokens.svelte"),
   members: () => import("./ui/account/Members.svelte"),
+  usage: () => import("./ui/usage/Usage.svelte"),
   workspace: () => import("./ui/layout/Workspace.svelte"),
 };
 

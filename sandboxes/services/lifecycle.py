@@ -70,7 +70,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     region: str = config()["region"]
     with transaction.atomic():
         asked = Amount(sandboxes=1, vcpus=quotas.VCPUS, memory_mib=wanted.memory_mb, disk_gib=quotas.DISK_GIB)
-        organization = _require_room(actor.organization_id, asked, new=True)
+        organization = require_room(actor.organization_id, asked, new=True)
         sandbox = Sandbox.objects.create(
             public_id=ids.sandbox_id(region),
             organization_id=actor.organization_id,
@@ -102,17 +102,12 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     return sandbox
 
 
-def _require_room(organization_id: int, asked: Amount, *, new: bool = False) -> Organization:
+def require_room(organization_id: int, asked: Amount, *, new: bool = False) -> Organization:
     """The organization, locked, with room for what is asked for; `new`: beside what exists. QuotaExceeded."""
     # Keeps two creates on PostgreSQL from both seeing the last place; SQLite's transaction is immediate anyway.
     organization = Organization.objects.select_for_update().get(pk=organization_id)
     limits.room_require(organization=organization, asked=asked, new=new)
     return organization
-
-
-def _to_run(sandbox: Sandbox) -> Amount:
-    """What a sandbox that exists takes when it runs again; its disk is counted already."""
-    return Amount(sandboxes=1, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mb)
 
 
 def _within_lifetime(organization: Organization, stop_at: datetime, now: datetime) -> datetime:
@@ -299,7 +294,7 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
     if not states.can_start_again(sandbox.kind):
         raise Conflict("a sandbox is gone when it stops; only a workspace can be started again", state=sandbox.state)
     with transaction.atomic():
-        _require_room(sandbox.organization_id, _to_run(sandbox))
+        require_room(sandbox.organization_id, limits.to_run(sandbox))
         if not _move(
             sandbox=sandbox,
             move=Move.START,

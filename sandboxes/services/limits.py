@@ -65,6 +65,11 @@ def in_use(organization: Organization) -> Amount:
     return Amount(**found)
 
 
+def to_run(sandbox: Sandbox) -> Amount:
+    """What a sandbox that exists asks for when it runs again; its disk is counted already."""
+    return Amount(sandboxes=1, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mb)
+
+
 def room_require(*, organization: Organization, asked: Amount, new: bool) -> None:
     """Return if it may have that; `new`: a sandbox is created for it, and not an old one started.
 
@@ -109,7 +114,7 @@ class Line:
 
     what: str
     limit: str
-    used: int | None
+    used: str | None
     own: bool
 
 
@@ -128,7 +133,7 @@ def limits_shown(organization: Organization) -> list[Line]:
         Line(
             what=what,
             limit="no limit" if limit is None else f"{limit}{unit}",
-            used=amount,
+            used=None if amount is None else f"{amount}{unit}",
             own=getattr(organization, name) is not None,
         )
         for name, what, limit, unit, amount in rows

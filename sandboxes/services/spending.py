@@ -12,7 +12,7 @@ from django.db import transaction
 
 from sandboxes import audit, permissions, states
 from sandboxes.database import in_thread
-from sandboxes.errors import Invalid
+from sandboxes.errors import Conflict, Invalid
 from sandboxes.events import timestamp
 from sandboxes.models import Organization, Sandbox, StopCause
 from sandboxes.permissions import SYSTEM, Actor
@@ -84,16 +84,25 @@ def _beyond(now: datetime | None) -> list[Sandbox]:
                 audit.publish(organization_id=organization.pk, kind="spending", payload=spending_payload(spending))
         if spending.level is SpendingLevel.REACHED:
             beyond.append(organization.pk)
-    stoppable = states.sources(states.Move.STOP)
-    return list(Sandbox.objects.filter(organization__in=beyond, state__in=stoppable))
+    # What is suspended uses no memory: it is left as it is.
+    running = states.sources(states.Move.STOP) & states.ACTIVE
+    return list(Sandbox.objects.filter(organization__in=beyond, state__in=running))
 
 
 async def _halt(sandbox: Sandbox) -> None:
-    detail = "an owner can raise the cap; a workspace keeps its disk and can be started again then"
-    # MERGE(life): this line becomes lifecycle.sandbox_suspend for workspaces and sandboxes with a deadline.
-    await lifecycle.sandbox_stop(
-        sandbox=sandbox, actor=SYSTEM, cause=StopCause.SPENDING_CAP, detail=detail, beside=False
-    )
+    # MERGE(life): suspension.sandbox_suspend unless sandbox.session or sandbox.unresponsive, which stay with the stop.
+    halt = lifecycle.sandbox_stop
+    try:
+        await halt(
+            sandbox=sandbox,
+            actor=SYSTEM,
+            cause=StopCause.SPENDING_CAP,
+            detail="an owner can raise it",
+            beside=False,
+        )
+    except Conflict as error:
+        # It is on its way to another state: the next turn finds it there.
+        log.info("not halted yet", sandbox=sandbox.public_id, why=error.message)
 
 
 def _tell(organization: Organization, spending: Spending) -> bool:
@@ -103,7 +112,7 @@ def _tell(organization: Organization, spending: Spending) -> bool:
     if not told.update(spending_notice=notice):
         return False
     if spending.level in (SpendingLevel.NEAR, SpendingLevel.REACHED):
-        log.info("spending cap", organization=organization.slug, level=str(spending.level))
+        log.info(f"spending cap {spending.level}", organization=organization.slug)
         audit.record(
             actor=SYSTEM,
             organization_id=organization.pk,

@@ -142,7 +142,7 @@ def test_the_command_sets_shows_and_takes_back(home: Team, other: Team, command:
     factories.sandbox(home)
     shown = command("home", "--concurrent", "9", "--memory-mib", "0", "--max-lifetime", "60")
     assert "Sandboxes running at a time: 9, 1 in use\n" in shown
-    assert "Memory of running sandboxes: no limit, 1280 in use\n" in shown
+    assert "Memory of running sandboxes: no limit, 1280 MiB in use\n" in shown
     assert "Furthest deadline of a sandbox: 60 s\n" in shown
     assert "vCPUs of running sandboxes: no limit, 2 in use  (default)" in shown
     entry = AuditEntry.objects.get(action="organization.limits")

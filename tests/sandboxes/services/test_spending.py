@@ -120,7 +120,7 @@ async def test_what_runs_is_halted_and_a_workspace_comes_back_with_its_disk(
     await spending_enforce()
     assert await states(workspace, timed, theirs) == ["stopped", "stopped", "running"]
     assert {workspace.stop_cause, timed.stop_cause} == {StopCause.SPENDING_CAP}
-    assert "raise the cap" in workspace.stop_detail
+    assert "raise it" in workspace.stop_detail
 
     await in_thread(cap, home, "2")
     await in_thread(lifecycle.sandbox_start, sandbox=workspace, actor=home.member)
