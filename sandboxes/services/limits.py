@@ -54,13 +54,14 @@ def max_lifetime(organization: Organization) -> timedelta | None:
 def in_use(organization: Organization) -> Amount:
     """What the organization's sandboxes take now; a workspace's disk counts until it is deleted."""
     active = Q(state__in=states.ACTIVE)
-    kept = Q(kind=Kind.WORKSPACE) & ~Q(state=SandboxState.DELETED)
-    exists = ~Q(state__in=(SandboxState.STOPPED, SandboxState.DELETED))
-    found = Sandbox.objects.filter(organization=organization).aggregate(
+    kept = Q(kind=Kind.WORKSPACE) | ~Q(state=SandboxState.STOPPED)
+    # By the index of states: most rows are those of sandboxes that are long gone.
+    existing = set(SandboxState) - {SandboxState.DELETED}
+    found = Sandbox.objects.filter(organization=organization, state__in=existing).aggregate(
         sandboxes=Count("pk", filter=active),
         vcpus=Sum("vcpus", filter=active, default=0),
         memory_mib=Sum("memory_mb", filter=active, default=0),
-        disk_gib=Sum("disk_gib", filter=kept | exists, default=0),
+        disk_gib=Sum("disk_gib", filter=kept, default=0),
     )
     return Amount(**found)
 

@@ -44,9 +44,8 @@ async def usage_collect() -> None:
 
 
 def _measure_all(infos: Mapping[str, MachineInfo], at: float) -> None:
-    for sandbox in Sandbox.objects.filter(machine_removed=False):
-        if info := infos.get(sandbox.machine):
-            usage_measure(sandbox=sandbox, info=info, at=at)
+    for sandbox in Sandbox.objects.filter(machine__in=infos):
+        usage_measure(sandbox=sandbox, info=infos[sandbox.machine], at=at)
 
 
 def usage_measure(*, sandbox: Sandbox, info: MachineInfo, at: float | None = None) -> None:

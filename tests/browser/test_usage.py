@@ -70,7 +70,7 @@ def test_what_runs_is_counted_shown_and_capped(lab: Page) -> None:
     page.get_by_role("link", name="Set one").click()
     expect(page.get_by_role("row", name=re.compile("Sandboxes running at a time"))).to_contain_text("1")
     page.get_by_label("Spending cap").fill("0")
-    page.get_by_role("button", name="Save cap").click()
+    page.get_by_role("button", name="Set cap").click()
     expect(page.get_by_text("The spending cap is set.")).to_be_visible()
     page.get_by_role("link", name="Usage").click()
     expect(page.get_by_role("alert")).to_contain_text("spending cap is reached")
