@@ -2,9 +2,11 @@
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
 # Root is needed to start machines; whoever is not root is asked by sudo once, and keeps the settings he exported.
+# `make bench tti` measures that alone
+MEASURED := $(if $(filter bench,$(MAKECMDGOALS)),$(filter-out bench,$(MAKECMDGOALS)))
 ROOT := $(shell [ "$$(id -u)" = 0 ] || printf 'sudo --preserve-env')
 
-.PHONY: up down env doctor login-link disk disk-clean test lint bench
+.PHONY: up down env doctor login-link disk disk-clean test lint bench soak $(MEASURED)
 
 up:                ## install what is missing, then run everything in the foreground
 	@$(ROOT) sh vm/host/bootstrap.sh up
@@ -43,6 +45,13 @@ lint:              ## style, types, import rules, front end checks
 	.venv/bin/lint-imports
 	PATH="$$PWD/.tools/node/bin:$$PATH" npm --prefix frontend run check && PATH="$$PWD/.tools/node/bin:$$PATH" npm --prefix frontend run lint
 
-bench:             ## every number beside its reference, taken in the same run
+bench:             ## every number beside its reference, taken in the same run; `make bench tti` for some of them
 	@$(ROOT) sh vm/host/bootstrap.sh test
-	@$(ROOT) $(PYTHON) -m bench
+	@$(ROOT) $(PYTHON) -m bench $(MEASURED)
+
+$(MEASURED):
+	@:
+
+soak:              ## 500 creates and kills in a row, and half an hour of kill -9 at random points
+	@$(ROOT) sh vm/host/bootstrap.sh test
+	@$(ROOT) $(PYTHON) -m pytest -s --soak=1800 tests/soak

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import channel, idle, sdk, terminal
+from bench import channel, idle, sdk, suspend, terminal, tti
 from bench.report import Number, show
 from tests.installation import Installation
 from vm.image.build import DEFAULT_CACHE, build
@@ -23,13 +23,15 @@ def main() -> None:
         Path(work).chmod(0o755)  # for the service user
         installation = Installation(Path(work) / "data")
         measurements: dict[str, Callable[[], list[Number]]] = {
-            "create": lambda: [sdk.cold_create(image)],
+            "create": lambda: [sdk.cold_create(image, Path(work) / "cold")],
             "exec": lambda: [sdk.execs(installation)],
             "channel": lambda: channel.channel(image),
             "messages": sdk.messages,
             "terminal": lambda: terminal.terminal(installation),
             "burst": sdk.eight_at_once,
             "idle": lambda: idle.idle(installation),
+            "tti": lambda: [*tti.tti(installation), *tti.clones(image, Path(work) / "clones")],
+            "suspend": suspend.suspend,
         }
         parser = argparse.ArgumentParser(prog="python -m bench")
         parser.add_argument("names", nargs="*", help=f"what to measure (default: all): {', '.join(measurements)}")

@@ -86,41 +86,50 @@ class BareGuest:
             self._pending = []
 
 
+def qemu_argv(image: Path, *, disk: Path, channel: Path, memory_mib: int, vcpus: int) -> list[str]:
+    """The bare QEMU that boots the image on that disk, its agent's port listening at `channel`."""
+    manifest = json.loads((image / "manifest.json").read_text())
+    return [
+        "qemu-system-x86_64",
+        *("-machine", "q35,usb=off,vmport=off,smbus=off,sata=off", "-nodefaults", "-no-user-config"),
+        *_accelerator(image / manifest["kernel"]),
+        *("-m", str(memory_mib), "-smp", str(vcpus)),
+        *("-display", "none", "-no-reboot"),
+        *("-kernel", str(image / manifest["kernel"]), "-initrd", str(image / manifest["initrd"])),
+        *("-append", manifest["cmdline"]),
+        *("-drive", f"file={disk},format=qcow2,if=none,id=root,cache=writeback"),
+        *("-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,path={channel},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=agent,name=atoll.agent"),
+    ]
+
+
 @contextmanager
 def booted(
-    image: Path, *, memory_mib: int = 1280, vcpus: int = 1, timeout: float = 60, extra: Sequence[str] = ()
+    image: Path,
+    *,
+    memory_mib: int = 1280,
+    vcpus: int = 1,
+    timeout: float = 60,
+    extra: Sequence[str] = (),
+    disk: Path | None = None,
 ) -> Iterator[tuple[BareGuest, float, int]]:
-    """A freshly booted guest, the seconds until it answered its first ping, and QEMU's pid; gone afterwards."""
+    """A freshly booted guest, the seconds until it answered its first ping, and QEMU's pid; gone afterwards.
+
+    Its disk is made at `disk`, or goes with it.
+    """
     manifest = json.loads((image / "manifest.json").read_text())
     with tempfile.TemporaryDirectory(prefix="atoll-bare-") as work:
-        disk, channel = Path(work) / "disk.qcow2", Path(work) / "channel"
+        disk, channel = disk or Path(work) / "disk.qcow2", Path(work) / "channel"
         backing = f"backing_file={image / manifest['root']},backing_fmt={manifest['root_format']}"
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", backing, str(disk)]
         if subprocess.call(create) != 0:
             raise CallFailed("qemu-img could not make the disk")
         began = time.monotonic()
-        argv = [
-            *(
-                "qemu-system-x86_64",
-                "-machine",
-                "q35,usb=off,vmport=off,smbus=off,sata=off",
-                "-nodefaults",
-                "-no-user-config",
-            ),
-            *_accelerator(image / manifest["kernel"]),
-            *("-m", str(memory_mib), "-smp", str(vcpus)),
-            *("-display", "none", "-no-reboot"),
-            *("-kernel", str(image / manifest["kernel"]), "-initrd", str(image / manifest["initrd"])),
-            *("-append", manifest["cmdline"]),
-            *("-drive", f"file={disk},format=qcow2,if=none,id=root,cache=writeback"),
-            *("-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
-            *("-chardev", f"socket,id=agent,path={channel},server=on,wait=off"),
-            *("-device", "virtserialport,chardev=agent,name=atoll.agent"),
-            *extra,
-        ]
-        process = subprocess.Popen(argv)
+        argv = qemu_argv(image, disk=disk, channel=channel, memory_mib=memory_mib, vcpus=vcpus)
+        process = subprocess.Popen([*argv, *extra])
         try:
-            connection = _connected(channel, process, timeout)
+            connection = connected(channel, process, timeout)
             guest = BareGuest(connection, timeout=timeout)
             guest.call("ping")
             yield guest, time.monotonic() - began, process.pid
@@ -138,7 +147,8 @@ def _accelerator(kernel: Path) -> tuple[str, ...]:
     return ("-accel", "tcg,tb-size=128", "-cpu", "max")
 
 
-def _connected(channel: Path, process: subprocess.Popen[bytes], timeout: float) -> socket.socket:
+def connected(channel: Path, process: subprocess.Popen[bytes], timeout: float) -> socket.socket:
+    """A connection to its port once QEMU listens. CallFailed if it does not."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and process.poll() is None:
         connection = socket.socket(socket.AF_UNIX)

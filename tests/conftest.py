@@ -22,6 +22,13 @@ from tests import factories
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--database=postgres` runs the same tests on a PostgreSQL server started for them."""
     parser.addoption("--database", choices=("sqlite", "postgres"), default="sqlite", help="which database to test on")
+    parser.addoption("--soak", type=float, default=60.0, metavar="SECONDS", help="how long soak tests go on")
+
+
+@pytest.fixture
+def soak_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a soak test should go on."""
+    return float(request.config.getoption("--soak"))
 
 
 def _postgres_binaries() -> Path | None:
@@ -106,7 +113,7 @@ def other(transactional_db: None) -> factories.Team:
 def _sdk_leaves_sockets(request: pytest.FixtureRequest) -> Iterator[None]:
     """The Python SDK leaves its loop's transports to the garbage collector; that is no fault of what is tested here."""
     yield
-    if request.path.parent.name in ("sdk", "live"):
+    if request.path.parent.name in ("sdk", "live", "soak"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()

@@ -8,7 +8,7 @@ import secrets
 import pytest
 
 from tests.live.nodes import BOOT, boot, spec
-from vm.api import MachineInfo, MachineState, Node, StopReason
+from vm.api import MachineInfo, MachineState, Node, Origin, StopReason
 from vm.errors import MachineExists, MachineGone, StreamReset
 from vm.guest.calls import GuestCall, call
 
@@ -133,3 +133,109 @@ async def test_the_host_says_how_it_is(node: Node) -> None:
     assert host.cpus >= 1
     assert 0 < host.memory_available <= host.memory_total
     assert 0 < host.disk_free <= host.disk_total
+
+
+async def _process(node: Node, machine: str) -> int:
+    params = {"command": "sleep", "args": ["1000"], "stdin": "null", "stdout": "null", "stderr": "null"}
+    return int((await call(await node.stream_open(machine), "spawn", params))["ok"]["pid"])
+
+
+async def _write(node: Node, machine: str, path: str, content: bytes) -> None:
+    async with await GuestCall.begin(
+        await node.stream_open(machine), "writeFile", {"path": path, "options": {}}, more=True
+    ) as writing:
+        await writing.write(content)
+        await writing.end_input()
+        assert "ok" in await writing.reply()
+
+
+async def _read(node: Node, machine: str, path: str) -> bytes | None:
+    async with await GuestCall.begin(await node.stream_open(machine), "readFile", {"path": path}) as reading:
+        if "ok" not in await reading.reply():
+            return None
+        return await reading.read()
+
+
+async def test_a_suspended_machine_goes_on_where_it_was(node: Node, machine: str) -> None:
+    """Suspend breaks its streams and keeps processes, environment and files; resume goes on; both may be repeated."""
+    pid = await _process(node, machine)
+    await call(await node.stream_open(machine), "envSet", {"key": "LATER", "value": "kept"})
+    await _write(node, machine, "note", b"before")
+    suspended = await node.machine_suspend(machine)
+    assert suspended.state is MachineState.SUSPENDED
+    assert (await node.machine_suspend(machine)).state is MachineState.SUSPENDED
+    with pytest.raises(MachineGone):
+        await node.stream_open(machine)
+    with pytest.raises(MachineExists):
+        await node.machine_start(spec(machine))
+    with pytest.raises(MachineExists):
+        await node.machine_forget(machine)
+    assert (await node.machine_resume(machine)).state is not MachineState.STOPPED
+    resumed = await node.machine_wait(machine, timeout=BOOT)
+    assert (resumed.state, resumed.origin) == (MachineState.READY, Origin.RESUME)
+    assert (await node.machine_resume(machine)).state is MachineState.READY
+    listing = await call(await node.stream_open(machine), "process.list")
+    assert pid in [process["pid"] for process in listing["ok"]]
+    assert await call(await node.stream_open(machine), "envGet", {"key": "LATER"}) == {"ok": "kept"}
+    assert await _read(node, machine, "note") == b"before"
+    assert resumed.cpu_seconds >= suspended.cpu_seconds
+    await node.machine_stop(machine)
+    with pytest.raises(MachineGone):
+        await node.machine_suspend(machine)
+    with pytest.raises(MachineGone):
+        await node.machine_resume(machine)
+    await node.machine_forget(machine)
+
+
+async def test_a_suspended_machine_can_be_stopped_and_keeps_its_disk(node: Node, machine: str) -> None:
+    """Its memory is dropped, its disk is not."""
+    await _write(node, machine, "note", b"kept")
+    await node.machine_suspend(machine)
+    assert (await node.machine_stop(machine)).stop_reason is StopReason.REQUESTED
+    await boot(node, machine)
+    assert await _read(node, machine, "note") == b"kept"
+    await node.machine_stop(machine)
+    await node.machine_forget(machine)
+
+
+async def test_a_fork_and_its_original_go_their_own_ways(node: Node, machine: str) -> None:
+    """A fork has the original's files and a name of its own; what either writes from then on the other does not see."""
+    await _write(node, machine, "note", b"shared")
+    fork = secrets.token_hex(16)
+    with pytest.raises(MachineGone):
+        await node.machine_fork(secrets.token_hex(16), spec(fork))
+    with pytest.raises(MachineExists):
+        await node.machine_fork(machine, spec(machine))
+    await node.machine_fork(machine, spec(fork, hostname="other"))
+    made = await node.machine_wait(fork, timeout=BOOT)
+    assert (made.state, made.origin) == (MachineState.READY, Origin.FORK)
+    assert (await node.machine_get(machine)).state is MachineState.READY
+    assert await _read(node, fork, "note") == b"shared"
+    await _write(node, fork, "note", b"the fork's")
+    await _write(node, machine, "note", b"the original's")
+    assert await _read(node, fork, "note") == b"the fork's"
+    assert await _read(node, machine, "note") == b"the original's"
+    # Whichever goes first, the other one's disk is whole
+    await node.machine_stop(machine)
+    await node.machine_forget(machine)
+    await node.machine_stop(fork)
+    await boot(node, fork)
+    assert await _read(node, fork, "note") == b"the fork's"
+    await node.machine_stop(fork)
+    await node.machine_forget(fork)
+
+
+async def test_a_stop_comes_through_whatever_is_under_way(node: Node, machine: str) -> None:
+    """A stop during a suspend, and one during a resume, both end in STOPPED."""
+    suspending = asyncio.ensure_future(node.machine_suspend(machine))
+    await asyncio.sleep(0.05)
+    assert (await node.machine_stop(machine)).state is MachineState.STOPPED
+    await asyncio.gather(suspending, return_exceptions=True)
+    assert (await node.machine_get(machine)).state is MachineState.STOPPED
+    await boot(node, machine)
+    await node.machine_suspend(machine)
+    await node.machine_resume(machine)
+    assert (await node.machine_stop(machine)).state is MachineState.STOPPED
+    await asyncio.sleep(0.5)
+    assert (await node.machine_get(machine)).state is MachineState.STOPPED
+    await node.machine_forget(machine)

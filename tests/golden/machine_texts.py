@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from vm.host.cgroups import Bounds
 from vm.libvirt.connection import qemu_conf
-from vm.libvirt.xml_build import DomainPlan, domain
+from vm.libvirt.xml_build import DomainPlan, Place, domain, moved, snapshot
 from vm.net import nftables
 from vm.storage.qcow2 import overlay_create_argv
 
@@ -22,7 +23,7 @@ PLAN = DomainPlan(
     kernel=Path("/images/h/vmlinux"),
     initrd=Path("/images/h/initrd.img"),
     cmdline='quiet panic=-1 odd="<&>"',
-    disk=Path("/data/machines/m/root.qcow2"),
+    disk=Path("/data/disks/l.qcow2"),
     agent_socket=Path("/data/run/agents/m.sock"),
     tap="t1a2b1",
     mac="52:54:00:a7:01:01",
@@ -32,13 +33,25 @@ PLAN = DomainPlan(
 TEXTS: dict[str, Callable[[], str]] = {
     "domain-tcg.xml": lambda: domain(PLAN),
     "domain-kvm.xml": lambda: domain(replace(PLAN, accelerator="kvm")),
+    "domain-bounded.xml": lambda: domain(replace(PLAN, bounds=Bounds(memory=1920 * 2**20, cpus=2.5), unasked=False)),
+    "domain-moved.xml": lambda: moved(
+        domain(PLAN),
+        Place(
+            name="atoll-1a2b-ffffffffffffffffffffffffffffffff",
+            uuid="ffffffff-ffff-ffff-ffff-ffffffffffff",
+            disk=Path("/data/disks/other.qcow2"),
+            agent_socket=Path("/data/run/agents/other.sock"),
+            tap="t1a2b2",
+        ),
+    ),
+    "snapshot.xml": lambda: snapshot(memory=Path("/dev/shm/a/m.save"), overlay=Path("/data/disks/l.qcow2")) + "\n",
     "nftables-closed.nft": nftables.closed,
     "qemu-container.conf": lambda: qemu_conf(user="atoll-qemu", group="+994", systemd=False, apparmor=False),
     "qemu-debian.conf": lambda: qemu_conf(user="atoll-qemu", group="+994", systemd=True, apparmor=True),
     "overlay-create.txt": lambda: (
         "\n".join(
             overlay_create_argv(
-                Path("/data/machines/m/root.new"), backing=Path("/images/h/root.img"), backing_format="raw", size_gib=10
+                Path("/data/disks/l.new"), backing=Path("/images/h/root.img"), backing_format="raw", size_gib=10
             )
         )
         + "\n"

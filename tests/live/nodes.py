@@ -35,7 +35,7 @@ class NodeProcess:
         self.data = data or Path(tempfile.mkdtemp(prefix="atoll-n-", dir="/tmp"))
         self.data.chmod(0o755)
         provision(data=self.data, image_cache=IMAGES, users=Users())
-        self.settings = {"image_cache": str(IMAGES), "image": build(IMAGES).name, **settings}
+        self.settings = {"image_cache": str(IMAGES), "image": build(IMAGES).name, "clones": False, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.log = self.data / "node.log"
 

@@ -49,7 +49,7 @@ async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
             os.kill(pid, 9)
     half = process.data / "machines" / secrets.token_hex(16)
     half.mkdir()
-    (half / "root.qcow2").touch()
+    (half / "memory.save").touch()
     stray = f"atoll-{process.tag}-{secrets.token_hex(16)}"
     await asyncio.to_thread(namespace_create, stray, closed())
     await asyncio.to_thread(run, ["ip", "tuntap", "add", "dev", f"t{process.tag}ffff", "mode", "tap"])
@@ -88,7 +88,7 @@ async def test_after_a_restart_of_the_host_everything_says_so(process: NodeProce
     process.start()
     info = await node.machine_get(machine)
     assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.HOST_RESTARTED)
-    assert (process.data / "machines" / machine / "root.qcow2").exists()
+    assert len(list((process.data / "disks").iterdir())) == 1
     assert process.leftovers() == []
     await node.machine_forget(machine)
 

@@ -351,6 +351,10 @@ class Channel:
                     self._up.clear()
         raise StreamReset("the machine's agent does not answer")
 
+    def listen(self, changed: Callable[[bool, str], None]) -> None:
+        """Tell another one from now on when the link comes and goes."""
+        self._changed = changed
+
     def restart(self, why: str) -> None:
         """Drop the link, and with it every stream, and begin anew: its agent is not the one it began with."""
         if self._link is not None:

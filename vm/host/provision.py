@@ -37,7 +37,8 @@ def provision(*, data: Path, image_cache: Path, users: Users) -> None:
     _directory(data / "keys", 0o750, shared)
     _directory(data / "logs", 0o750, shared)
     _directory(data / "machines", 0o711, root)
-    _directory(data / "libvirt", 0o711, root)
+    for name in ("libvirt", "disks", "templates"):
+        _directory(data / name, 0o711, root)
     for name in ("db", "queue"):
         _directory(data / name, 0o700, own)
     image_cache.mkdir(parents=True, exist_ok=True)

@@ -139,13 +139,19 @@ class Connection:
         """libvirt's own object, for the other modules of this package."""
         return self._conn
 
+    def versions(self) -> tuple[int, int]:
+        """libvirt's and QEMU's versions, as numbers."""
+        with translated():
+            return int(self._conn.getLibVersion()), int(self._conn.getVersion())
+
     def close(self) -> None:
         """Let go of libvirt; machines run on. Repeatable."""
         with translated():
             self._conn.close()
 
     def _lifecycle(self, conn: object, domain: libvirt.virDomain, event: int, detail: int, opaque: object) -> None:
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        # One that was saved has ended because we wanted it
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail != libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED:
             reason, words = _STOPPED.get(detail, (StopReason.HYPERVISOR_DIED, "libvirt gave no reason"))
             if domain.name() in self._reset:
                 self._reset.discard(domain.name())

@@ -20,6 +20,7 @@ from vm.api import (
 from vm.errors import BY_CODE, NodeUnreachable, VmError
 from vm.node import capability, wire
 
+_SAVING = 320.0  # seconds for verbs that write a machine's memory: the node has a deadline of its own
 _PATIENCE = 60.0  # for verbs that the node answers when the work is done, such as machine_stop
 
 
@@ -57,7 +58,7 @@ class NodeClient:
 
     async def machine_suspend(self, machine: MachineId) -> MachineInfo:
         """See vm.api.Node."""
-        return machine_info_from_json(await self._call("machine_suspend", machine))
+        return machine_info_from_json(await self._call("machine_suspend", machine, patience=_SAVING))
 
     async def machine_resume(self, machine: MachineId) -> MachineInfo:
         """See vm.api.Node."""
@@ -65,7 +66,9 @@ class NodeClient:
 
     async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
         """See vm.api.Node."""
-        return machine_info_from_json(await self._call("machine_fork", source, {"spec": _spec_to_json(spec)}))
+        return machine_info_from_json(
+            await self._call("machine_fork", source, {"spec": _spec_to_json(spec)}, patience=_SAVING)
+        )
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""

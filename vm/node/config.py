@@ -12,6 +12,11 @@ class NodeConfig:
 
     `image` is what a machine is made from that asks for none in particular: a recipe hash, or empty for the newest.
     `accelerator` is "kvm", "tcg", or empty to find out. Sizes in MiB; times in seconds.
+
+    Templates and the pool: `warm` is the machine that is wanted most, `(memory_mib, vcpus, disk_gib)`, for which there
+    is always a template, and `pool_floor` clones wait; as much as demand asks for, up to `pool_ceiling` in all, never
+    holding more than `pool_memory_mib` (0: a quarter of the host's). None: templates are baked on first use only.
+    `clones` False boots every machine. `scratch` is a directory in memory (tmpfs) for images that live for a second.
     """
 
     data: Path
@@ -28,3 +33,11 @@ class NodeConfig:
     heartbeat: float = 10.0
     tb_cache_mib: int = 128
     disk_reserve_mib: int = 512
+    memory_reserve_mib: int = 512
+    clones: bool = True
+    warm: tuple[int, int, int] | None = None
+    pool_floor: int = 0
+    pool_ceiling: int = 0
+    pool_memory_mib: int = 0
+    templates_kept: int = 4
+    scratch: Path = Path("/dev/shm")  # noqa: S108 (a directory of our own is made in it)

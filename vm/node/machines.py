@@ -5,51 +5,46 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from vm.api import MachineId, MachineInfo, MachineSpec, MachineState, StopReason
+from vm.api import MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
 from vm.background import spawn
-from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, StreamReset, VmError
+from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, VmError
 from vm.guest.calls import call
-from vm.guest.channel import Channel, GuestStream
+from vm.guest.channel import GuestStream
 from vm.host.kvm import boot_id
+from vm.host.memory import OutOfMemoryWatch
 from vm.libvirt import domains
 from vm.libvirt.connection import Connection, Event, Happening
+from vm.node.admission import lacking_mib
 from vm.node.config import NodeConfig
 from vm.node.hostinfo import memory_available, memory_total
+from vm.node.keeper import Keeper, Machine
 from vm.node.lanes import Lanes
+from vm.node.layers import MAX_LAYERS, Layers
+from vm.node.pool import Pool
 from vm.node.records import Names, Record
-from vm.node.start import Starter, expect_ok
+from vm.node.start import Starter
+from vm.node.templates import Templates, size_of
 from vm.storage.images import image_find
-from vm.storage.layout import Layout
+from vm.storage.layout import LayerId, Layout
 
 log = logging.getLogger("atoll.node")
 
 _MACHINE = re.compile(r"[0-9a-f]{32}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _LIMITS = {"memory_mib": (128, 65_536), "vcpus": (1, 32), "disk_gib": (1, 1024)}
-_SHUTDOWN_PATIENCE = 3.0
+_SHUTDOWN_PATIENCE = 10.0  # seconds a guest has to write what is dirty: it may be somebody's work
 _SUBSCRIBER_ROOM = 1000
-_CALL_PATIENCE = 10.0
-_MISSES = 2  # heartbeats in a row without an answer, until a machine is LOST
+_FLUSHING = 10.0
+_SAVING = 300.0  # seconds for which writing a machine's memory may take
 MAX_BOOTS = 3
-
-
-@dataclass(slots=True, eq=False)
-class Machine:
-    """One machine while the node lives. `work` boots or keeps it; `ending` is set once something ends it."""
-
-    record: Record
-    channel: Channel | None = None
-    work: asyncio.Task[None] | None = None
-    ending: asyncio.Task[None] | None = None
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    link_trouble: str = ""
+RUNNING = (MachineState.READY, MachineState.LOST)
 
 
 class Machines:
@@ -63,8 +58,15 @@ class Machines:
         self.names = names
         self.lanes = lanes
         self.conn = conn
-        self.starter = Starter(config, layout, names, lanes, conn, accelerator)
+        self.scratch = config.scratch / names.prefix.rstrip("-")
+        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        self.starter = Starter(config, layout, names, lanes, conn, accelerator, self.scratch)
+        self.keeper = Keeper(config, layout, names, lanes, conn, self.starter, self._observed)
+        self.templates = Templates(config, layout, names, lanes, conn, self.starter, accelerator)
+        self.pool = Pool(config, layout, names, lanes, conn, self.starter, self.templates, self._idle)
         self.known: dict[MachineId, Machine] = {}
+        self.layers = Layers(config, layout, names, lanes, conn, self.starter.owner)
+        self._out_of_memory = OutOfMemoryWatch()
         self._queue: list[Machine] = []
         self._booting: set[MachineId] = set()
         self._subscribers: set[asyncio.Queue[MachineInfo | None]] = set()
@@ -79,24 +81,87 @@ class Machines:
         before = self.known.get(spec.machine)
         if before is not None and before.record.state is not MachineState.STOPPED:
             raise MachineExists(f"machine {spec.machine} is {before.record.state}")
+        kept = before is not None and not before.record.fresh and bool(before.record.disks)
         # Its disk lies over the image it was made from, whatever is asked for now
-        kept = before is not None and self.layout.disk(spec.machine).exists()
         wanted = before.record.image if before and kept else spec.image or self.config.image
         image = image_find(self.config.image_cache, wanted)
-        self._require_room(spec)
-        record = Record(
+        record = self._record(spec, image.hash)
+        if before is not None:
+            record.cpu_before = before.record.cpu_seconds
+            record.cpu_seconds = before.record.cpu_seconds
+            if kept:
+                record.disks, record.fresh = before.record.disks, False
+        machine = self.known[spec.machine] = Machine(record)
+        try:
+            await self._make_room(record)
+            if kept or not self._may_clone(record):
+                waiting = None
+            else:
+                self.pool.note(size_of(record))
+                waiting = self.pool.take(size_of(record))
+            if waiting is not None and await self._take(machine, waiting):
+                return self.info(machine)
+            record.save(self.layout)
+        except VmError:
+            self._unknow(spec.machine, before)
+            raise
+        self.enqueue(machine)
+        return self.info(machine)
+
+    def _may_clone(self, record: Record) -> bool:
+        # Templates are of the newest image only
+        return self.config.clones and record.image == image_find(self.config.image_cache, self.config.image).hash
+
+    def _unknow(self, machine: MachineId, before: Machine | None) -> None:
+        if before is not None:
+            self.known[machine] = before
+        else:
+            del self.known[machine]
+
+    def _record(self, spec: MachineSpec, image: str) -> Record:
+        return Record(
             spec=spec,
-            image=image.hash,
+            image=image,
             state=MachineState.QUEUED,
             since=time.time(),
             boot_id=self._boot_id,
-            domain=self.names.of(spec.machine),
-            namespace=self.names.of(spec.machine),
+            # Only what comes from the pool is called otherwise
+            body=spec.machine,
         )
-        record.save(self.layout)
-        machine = self.known[spec.machine] = Machine(record)
-        self.enqueue(machine)
-        return self.info(machine)
+
+    async def _take(self, machine: Machine, waiting: Machine) -> bool:
+        """Make a clone that waited this machine; False (and nothing is left of the clone) if it does not answer."""
+        began = time.monotonic()
+        asked, record = machine.record, waiting.record
+        record.spec, record.since = asked.spec, asked.since
+        # What making it cost is nobody's
+        record.cpu_before, record.stages, record.boots = asked.cpu_before - record.cpu_seconds, {}, 1
+        record.cpu_seconds = 0.0
+        machine.record, machine.channel = record, waiting.channel
+        if waiting.channel is not None:
+            waiting.channel.listen(machine.link_changed)
+        record.origin, record.state = Origin.POOL, MachineState.STARTING
+        try:
+            record.save(self.layout)
+            self._announce(machine)
+            name = self.names.of(record.body)
+            async with asyncio.timeout(10):
+                await self.lanes.run(name, lambda: domains.domain_resume(self.conn, name), deadline=10)
+                if machine.channel is None:
+                    raise HypervisorError("it has no channel")
+                await self.starter.introduce(record, machine.channel)
+        except (VmError, OSError, TimeoutError) as error:
+            log.warning("machine %s: the clone that waited for it is of no use: %s", record.machine, error)
+            if machine.ending is not None:
+                return True
+            spawn(self.pool.drop(Machine(record, channel=machine.channel)), name=f"drop {record.body}")
+            machine.record, machine.channel = asked, None
+            return False
+        record.stages["pool"] = round(time.monotonic() - began, 4)
+        if machine.ending is None:
+            self._ready(machine)
+            machine.work = spawn(self.keeper.keep(machine), name=f"keep {record.machine}")
+        return True
 
     async def wait(self, machine: MachineId, timeout: float) -> MachineInfo:
         """See vm.api.Node.machine_wait."""
@@ -119,12 +184,148 @@ class Machines:
         """See vm.api.Node.machine_stop."""
         known = self._get(machine)
         while known.record.state is not MachineState.STOPPED:
+            if known.record.state is MachineState.SUSPENDED and known.ending is None:
+                self.layout.memory(machine).unlink(missing_ok=True)
+                self.stopped(known, StopReason.REQUESTED, "")
+                break
             # One that is ending already may be about to boot once more
             self._end(known, StopReason.REQUESTED, "", ask=True)
             if known.ending is not None:
                 # Whoever asked may go away; the machine stops all the same
                 await asyncio.shield(known.ending)
         return self.info(known)
+
+    async def suspend(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node.machine_suspend."""
+        known = self._get(machine)
+        async with known.busy:
+            if known.record.state is MachineState.SUSPENDED:
+                return self.info(known)
+            self._require_running(known)
+            free = shutil.disk_usage(self.layout.machines).free // 2**20
+            if free < known.record.memory_mib + self.config.disk_reserve_mib:
+                raise HostFull(f"only {free} MiB are free: no room to keep {known.record.memory_mib} MiB of memory")
+            self._enter(known, MachineState.SUSPENDING)
+            # Whoever asked may go away; half a suspend is none
+            saving = spawn(self._suspend(known), name=f"suspend {machine}")
+            await asyncio.shield(saving)
+        return self.info(known)
+
+    async def _suspend(self, machine: Machine) -> None:
+        record = machine.record
+        name, memory = self.names.of(record.body), self.layout.memory(record.machine)
+        began = time.monotonic()
+        # Its disk must be whole even if its memory is never seen again
+        await self._flush(machine)
+        if machine.work is not None:
+            machine.work.cancel()
+            await asyncio.wait([machine.work])
+        if machine.channel is not None:
+            await machine.channel.close()
+            machine.channel = None
+        try:
+            with suppress(VmError):
+                await self.keeper.measure(record)
+            await self.lanes.run(name, lambda: domains.domain_save(self.conn, name, memory), deadline=_SAVING)
+        except VmError as error:
+            memory.unlink(missing_ok=True)
+            if machine.ending is None:
+                log.warning("machine %s could not be suspended and runs on: %s", record.machine, error)
+                self.adopt(machine)
+                self._enter(machine, MachineState.READY)
+            raise
+        if machine.ending is not None or record.state is not MachineState.SUSPENDING:
+            # Its end came first, and waits for nothing but its domain
+            memory.unlink(missing_ok=True)
+            raise MachineGone(f"machine {record.machine} was stopped meanwhile")
+        record.cpu_before = record.cpu_seconds
+        record.memory, record.committed, record.boots = str(memory), False, 0
+        self._enter(machine, MachineState.SUSPENDED)
+        self.keeper.measure_disk(record)
+        log.info("machine %s is suspended: %.2f s", record.machine, time.monotonic() - began)
+        await self.starter.release(record)
+
+    async def resume(self, machine: MachineId) -> MachineInfo:
+        """See vm.api.Node.machine_resume."""
+        known = self._get(machine)
+        async with known.busy:
+            record = known.record
+            if record.state is MachineState.STOPPED:
+                raise MachineGone(f"machine {machine} is {record.state}")
+            if record.state is MachineState.SUSPENDED:
+                await self._make_room(record)
+                if known.record.state is not MachineState.SUSPENDED:
+                    raise MachineGone(f"machine {machine} was stopped meanwhile")
+                record.origin, record.boots, record.note = Origin.RESUME, 0, ""
+                record.enter(MachineState.QUEUED)
+                record.save(self.layout)
+                self.enqueue(known)
+        return self.info(known)
+
+    async def fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+        """See vm.api.Node.machine_fork."""
+        original = self._get(source)
+        mine = original.record
+        spec = replace(
+            spec, memory_mib=mine.spec.memory_mib, vcpus=mine.spec.vcpus, disk_gib=mine.spec.disk_gib, image=mine.image
+        )
+        _require_sane(spec)
+        before = self.known.get(spec.machine)
+        if before is not None:
+            raise MachineExists(f"machine {spec.machine} is {before.record.state}")
+        record = self._record(spec, mine.image)
+        record.origin = Origin.FORK
+        machine = self.known[spec.machine] = Machine(record)
+        try:
+            await self._make_room(record)
+            async with original.busy:
+                self._require_running(original)
+                forking = spawn(self._fork(original, machine), name=f"fork {source}")
+                await asyncio.shield(forking)
+        except VmError:
+            self._unknow(spec.machine, None)
+            raise
+        return self.info(machine)
+
+    async def _fork(self, original: Machine, machine: Machine) -> None:
+        mine, record = original.record, machine.record
+        memory = self.scratch / f"{record.body}.save"
+        began = time.monotonic()
+        # What is dirty is written before, so that the original stands still for as short as can be
+        await self._flush(original)
+
+        name = self.names.of(mine.body)
+        with self.layers.fresh() as fresh:
+            await self.lanes.run(name, lambda: self.layers.snapshot(mine, fresh, memory), deadline=_SAVING)
+            record.disks = [secrets.token_hex(16), *mine.disks]
+            mine.disks = [fresh, *mine.disks]
+            mine.save(self.layout)
+            record.stages["snapshot"] = round(time.monotonic() - began, 4)
+            record.save(self.layout)
+        self.enqueue(machine)
+        self._merge_if_long(original)
+
+    async def _flush(self, machine: Machine) -> None:
+        """Have the guest write what is dirty to its disk, if it answers in time."""
+        if machine.channel is not None:
+            with suppress(VmError, TimeoutError):
+                async with asyncio.timeout(_FLUSHING):
+                    await call(await machine.channel.open(timeout=1), "sync")
+
+    def _merge_if_long(self, machine: Machine) -> None:
+        if len(machine.record.disks) > MAX_LAYERS:
+            spawn(self._merge(machine), name=f"merge {machine.record.machine}")
+
+    async def _merge(self, machine: Machine) -> None:
+        async with machine.busy:
+            try:
+                self._require_running(machine)
+                await self.layers.merge(machine.record)
+            except VmError as error:
+                log.warning("machine %s: its disk's layers are not merged yet: %s", machine.record.machine, error)
+                return
+            self._save(machine.record)
+        await self.layers.sweep(self.needed_layers())
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""
@@ -137,8 +338,15 @@ class Machines:
         self.layout.record(machine).unlink(missing_ok=True)
         place = self.layout.machine(machine)
         del self.known[machine]
-        await self.lanes.run(known.record.domain, lambda: shutil.rmtree(place, ignore_errors=True), deadline=60)
-        self.lanes.forget(known.record.domain)
+        name = self.names.of(known.record.body)
+        await self.lanes.run(name, lambda: shutil.rmtree(place, ignore_errors=True), deadline=60)
+        self.lanes.forget(name)
+        await self.layers.sweep(self.needed_layers())
+
+    def needed_layers(self) -> set[LayerId]:
+        """Every layer that somebody needs now."""
+        machines = {layer for machine in self.known.values() for layer in machine.record.disks}
+        return machines | self.layers.being_made | self.pool.layers() | self.templates.layers()
 
     async def open_stream(self, machine: MachineId) -> GuestStream:
         """See vm.api.Node.stream_open."""
@@ -171,31 +379,58 @@ class Machines:
 
     def adopt(self, machine: Machine) -> None:
         """Take over a machine that runs already."""
-        machine.channel = self.starter.channel(machine.record.machine, self._link_changed(machine))
-        machine.work = spawn(self._keep(machine), name=f"keep {machine.record.machine}")
+        machine.channel = self.starter.channel(machine.record.body, machine.link_changed)
+        machine.work = spawn(self.keeper.keep(machine), name=f"keep {machine.record.machine}")
+
+    def bodies(self) -> set[str]:
+        """The bodies that may have a domain, a namespace or a socket now."""
+        live = {
+            m.record.body
+            for m in self.known.values()
+            if m.record.state not in (MachineState.STOPPED, MachineState.SUSPENDED)
+        }
+        ending = {m.record.body for m in self.known.values() if m.ending is not None or m.busy.locked()}
+        return live | ending | self.pool.bodies() | self.templates.bodies()
+
+    def _idle(self) -> bool:
+        return not self._queue and not self._booting and not self._closing
 
     def stopped(self, machine: Machine, reason: StopReason, detail: str) -> None:
         """Record that a machine has stopped."""
         record = machine.record
-        with suppress(OSError):
-            record.disk_bytes = self.layout.disk(record.machine).stat().st_blocks * 512
+        record.cpu_before = record.cpu_seconds
+        record.memory = ""
+        self.keeper.measure_disk(record)
         self._enter(machine, MachineState.STOPPED, reason=reason, detail=detail)
 
     def happened(self, event: Event) -> None:
         """libvirt told something by itself."""
-        machine = self.known.get(event.domain.removeprefix(self.names.prefix))
-        if machine is None or machine.ending is not None or machine.record.state is MachineState.STOPPED:
+        body = self.names.body(event.domain)
+        machine = next((m for m in self.known.values() if m.record.body == body), None)
+        if machine is None:
+            self.pool.gone(body)
+            return
+        if machine.ending is not None or machine.record.state in _WITHOUT_DOMAIN:
             return
         log.info("machine %s: libvirt says %s %s", machine.record.machine, event.what.value, event.detail)
         if event.what is Happening.DISK_FULL:
             self._end(machine, StopReason.DISK_FULL, "the host's disk had no room for what the guest wrote")
         elif event.what is Happening.STOPPED and event.reason is not None:
+            reason, detail = event.reason, event.detail
+            if reason is StopReason.HYPERVISOR_DIED and self._out_of_memory.killed_since_last_look():
+                reason, detail = StopReason.HOST_OUT_OF_MEMORY, "the host ran out of memory, and its kernel ended QEMU"
             if machine.record.state is not MachineState.STARTING:
-                self._end(machine, event.reason, event.detail)
+                self._end(machine, reason, detail)
                 return
             # A kernel that dies before anybody was let in has lost nothing: under emulation on a busy host it happens
-            again = event.reason is StopReason.GUEST_CRASHED and machine.record.boots < MAX_BOOTS
-            self._end(machine, StopReason.BOOT_FAILED, event.detail, again=again)
+            restored = machine.record.origin in (Origin.RESUME, Origin.FORK)
+            again = reason is StopReason.GUEST_CRASHED and machine.record.boots < MAX_BOOTS and not restored
+            failed = machine.record.origin is Origin.RESUME
+            self._end(machine, StopReason.RESUME_FAILED if failed else StopReason.BOOT_FAILED, detail, again=again)
+
+    def vanished(self, machine: Machine) -> None:
+        """Its domain is not there any more, and nobody told of its end."""
+        self._end(machine, StopReason.HYPERVISOR_DIED, "its domain is gone")
 
     async def close(self) -> None:
         """Stop looking after the machines; those that run run on, those that boot begin anew with the next node."""
@@ -209,6 +444,12 @@ class Machines:
             task.cancel()
         if endings or work:
             await asyncio.wait([*endings, *work], timeout=15)
+        with suppress(VmError):
+            await self.pool.close()
+        if self.starter.groups is not None:
+            self.starter.groups.close()
+        with suppress(OSError):
+            self.scratch.rmdir()
         for machine in self.known.values():
             if machine.channel is not None:
                 await machine.channel.close()
@@ -227,11 +468,14 @@ class Machines:
         record.boots += 1
         failure: tuple[StopReason, str] | None = None
         try:
+            self._prepare(record)
+            before = dict(record.stages)
             self._enter(machine, MachineState.STARTING)
-            machine.channel = await self.starter.start(record, self._link_changed(machine))
-            record.stages["queue"] = queued
-            self._enter(machine, MachineState.READY)
-            log.info("machine %s is ready: %s", record.machine, record.stages)
+            machine.channel = await self.starter.start(record, machine.link_changed)
+            record.stages = {"queue": queued, **before, **record.stages}
+            if record.origin is Origin.CLONE:
+                self.templates.worked(record.template)
+            self._ready(machine)
         except HostFull as error:
             failure = _full(error), error.detail
         except VmError as error:
@@ -250,62 +494,61 @@ class Machines:
         if failure is not None:
             log.warning("machine %s did not start: %s", record.machine, failure[1])
             if machine.ending is None:
-                self.stopped(machine, *failure)
+                await self._not_started(machine, *failure)
             return
-        await self._keep(machine)
+        await self.keeper.keep(machine)
 
-    # -- keeping
+    def _prepare(self, record: Record) -> None:
+        """Decide how a machine starts whose turn it is, and on which layers."""
+        if record.origin in (Origin.RESUME, Origin.FORK) or not record.fresh:
+            if record.origin not in (Origin.RESUME, Origin.FORK):
+                record.origin = Origin.COLD
+            return
+        if self.config.clones and not record.note and not record.spec.image:
+            template = self.templates.find(size_of(record))
+            if template is not None and template.image == record.image:
+                record.origin, record.template = Origin.CLONE, template.key
+                record.disks = [secrets.token_hex(16), template.disk]
+                return
+            record.note = "booted, because there is no template for a machine of this size yet"
+        record.origin, record.template = Origin.COLD, ""
+        record.disks = [secrets.token_hex(16)]
 
-    async def _keep(self, machine: Machine) -> None:
-        """Ask the agent how it is, again and again: sets its clock, notices one that is gone, or another one."""
-        misses = 0
-        seen = _Seen()
-        while True:
-            try:
-                async with asyncio.timeout(_CALL_PATIENCE):
-                    seen = await self._heartbeat(machine, seen)
-                misses = 0
-            except (VmError, TimeoutError):
-                misses += 1
-            with suppress(VmError, OSError):
-                await self._measure(machine)
-            up = machine.channel is not None and machine.channel.up
-            if misses == 0 and machine.record.state is not MachineState.READY:
-                self._enter(machine, MachineState.READY)
-            elif misses >= _MISSES and machine.record.state is MachineState.READY:
-                self._enter(machine, MachineState.LOST, detail=machine.link_trouble or "its agent does not answer")
-            machine.nudge.clear()
-            # A link that broke comes back at once or not for long: look again soon
-            patience = self.config.heartbeat if up and misses == 0 else 1.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await machine.nudge.wait()
-
-    async def _heartbeat(self, machine: Machine, seen: _Seen) -> _Seen:
-        channel = machine.channel
-        if channel is None:
-            raise StreamReset("no channel")
-        links = channel.links
-        uptime = float((await expect_ok(call(await channel.open(timeout=_CALL_PATIENCE), "ping")))["uptime"])
-        if uptime < seen.uptime:
-            # Another agent, which knows nothing of who it is, nor of the streams of a link that it took over
-            if links == seen.links:
-                channel.restart("its agent was started anew")
-            await self.starter.identify(machine.record, channel)
-        await expect_ok(call(await channel.open(timeout=_CALL_PATIENCE), "clock", {"time": time.time()}))
-        return _Seen(uptime, links)
-
-    async def _measure(self, machine: Machine) -> None:
+    async def _not_started(self, machine: Machine, reason: StopReason, detail: str) -> None:
         record = machine.record
-        state = await self.lanes.run(
-            record.domain, lambda: domains.domain_state(self.conn, record.domain), deadline=_CALL_PATIENCE
-        )
-        if state is not None:
-            record.cpu_seconds = round(state.cpu_seconds, 3)
-        record.disk_bytes = self.layout.disk(record.machine).stat().st_blocks * 512
+        if machine.channel is not None:
+            await machine.channel.close()
+            machine.channel = None
+        with suppress(VmError):
+            await self.starter.release(record)
+        if record.origin is Origin.CLONE and reason is StopReason.BOOT_FAILED:
+            # Whatever is wrong with its template, a machine can still be had the slow way
+            self.templates.failed(record.template, list(record.stages)[-1] if record.stages else "")
+            record.note = f"booted, because it could not be cloned: {detail}"[:300]
+            record.disks, record.template = [], ""
+            record.enter(MachineState.QUEUED)
+            self._save(record)
+            self.enqueue(machine)
+            return
+        if record.origin is Origin.RESUME and not record.fresh:
+            if reason is not StopReason.BOOT_FAILED and not record.committed:
+                # The host has no room for it: its memory is as good as before
+                self._enter(machine, MachineState.SUSPENDED, detail=detail)
+                return
+            self.layout.memory(record.machine).unlink(missing_ok=True)
+            reason = StopReason.RESUME_FAILED
+        self.stopped(machine, reason, detail)
 
-    def _link_changed(self, machine: Machine) -> _LinkChanged:
-        return _LinkChanged(machine)
+    def _ready(self, machine: Machine) -> None:
+        record = machine.record
+        record.fresh = False
+        record.memory = ""
+        self._enter(machine, MachineState.READY)
+        log.info("machine %s is ready (%s): %s", record.machine, record.origin, record.stages)
+        self._merge_if_long(machine)
+
+    def _observed(self, machine: Machine, state: MachineState, detail: str) -> None:
+        self._enter(machine, state, detail=detail)
 
     # -- ending
 
@@ -331,6 +574,9 @@ class Machines:
         if machine.channel is not None:
             await machine.channel.close()
             machine.channel = None
+        with suppress(VmError):
+            # Once more before its domain is gone: the last seconds count too
+            await self.keeper.measure(record)
         try:
             await self.starter.release(record)
         except VmError as error:
@@ -340,6 +586,8 @@ class Machines:
         machine.ending = None
         if again and not self._closing:
             log.warning("machine %s is booted once more: %s", record.machine, detail)
+            if record.fresh and record.origin in (Origin.COLD, Origin.CLONE, Origin.POOL):
+                record.disks = []
             record.enter(MachineState.QUEUED)
             self._save(record)
             self.enqueue(machine)
@@ -381,41 +629,39 @@ class Machines:
                 subscriber.get_nowait()
                 subscriber.put_nowait(None)
 
-    def _require_room(self, spec: MachineSpec) -> None:
+    def _require_running(self, machine: Machine) -> None:
+        if machine.record.state not in RUNNING or machine.ending is not None:
+            raise MachineGone(f"machine {machine.record.machine} is {machine.record.state}")
+
+    async def _make_room(self, record: Record) -> None:
+        """Return if the host has room for one more such machine, taking it from the pool if need be. HostFull."""
         if len(self._queue) >= self.config.queue_limit:
             raise HostFull(f"{len(self._queue)} machines wait for their turn already")
         free = shutil.disk_usage(self.layout.machines).free
         if free < self.config.disk_reserve_mib * 2**20:
             raise HostFull(f"only {free // 2**20} MiB are free on the disk of {self.layout.machines}")
-        taken = sum(
-            machine.record.spec.memory_mib
-            for machine in self.known.values()
-            if machine.record.state is not MachineState.STOPPED
+        if self._lacking_mib(record) > 0 and self.pool.ready:
+            await self.pool.give_back(self._lacking_mib(record))
+        if self._lacking_mib(record) > 0:
+            taken = sum(machine.record.memory_mib for machine in self._with_memory())
+            raise HostFull(f"{taken} MiB of memory are given to machines already, {record.memory_mib} more do not fit")
+
+    def _with_memory(self) -> Sequence[Machine]:
+        return [machine for machine in self.known.values() if machine.record.state not in _WITHOUT_DOMAIN]
+
+    def _lacking_mib(self, record: Record) -> int:
+        with_memory = self._with_memory()
+        return lacking_mib(
+            wanted=record.memory_mib,
+            given=sum(machine.record.memory_mib for machine in with_memory) + self.pool.committed_mib,
+            coming=sum(m.record.memory_mib for m in with_memory if m.record.state not in RUNNING),
+            reserve=self.config.memory_reserve_mib,
+            total=memory_total() // 2**20,
+            available=memory_available() // 2**20,
         )
-        # Half of it is page cache and pages that guests never touch; what is really free is asked for as well
-        if (taken + spec.memory_mib) * 2**20 > memory_total() * 3 // 2 or memory_available() < spec.memory_mib * 2**19:
-            raise HostFull(f"{taken} MiB of memory are given to machines already, {spec.memory_mib} more do not fit")
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the last heartbeat saw: the agent's uptime in seconds, and which link it was."""
-
-    uptime: float = 0.0
-    links: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _LinkChanged:
-    machine: Machine
-
-    def __call__(self, up: bool, why: str) -> None:
-        machine = self.machine
-        machine.link_trouble = why
-        if machine.channel is not None and machine.channel.breaches:
-            machine.record.detail = f"{why or 'its agent answers again'} ({machine.channel.breaches} breaches so far)"
-        if up:
-            machine.nudge.set()
+_WITHOUT_DOMAIN = (MachineState.STOPPED, MachineState.SUSPENDED)
 
 
 def _full(error: HostFull) -> StopReason:

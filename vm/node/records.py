@@ -15,27 +15,44 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vm.api import Identity, MachineId, MachineInfo, MachineSpec, MachineState, StopReason
+from vm.api import Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
 from vm.errors import HostFull
-from vm.storage.layout import Layout
+from vm.storage.layout import BodyId, LayerId, Layout
+
+MEMORY_STEP = 256  # MiB
+"""Machines get memory in steps of this size, so that few sizes need templates of their own."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One machine. `boots` counts attempts to start it since it was asked for."""
+    """One machine.
+
+    `body` names its domain. `disks` are the layers of its disk, the one it writes to first; below the last lies the
+    image. `boots` counts attempts to start it since it was asked for. `fresh` until it was READY once: nobody's work
+    is on its disk. `origin` says how it starts, or started: from `template`, or from `memory`, a save image. That image
+    is good until `committed`: from then on the processor may have run, and disk and memory have parted.
+    `cpu_before` is what earlier domains used. `disk_bytes` leaves out what it shares with its template or a fork.
+    """
 
     spec: MachineSpec
     image: str
     state: MachineState
     since: float
     boot_id: str
-    domain: str
-    namespace: str
+    body: BodyId
+    disks: list[LayerId] = field(default_factory=list)
     tap: str = ""
     boots: int = 0
+    fresh: bool = True
+    origin: Origin = Origin.COLD
+    template: str = ""
+    memory: str = ""
+    committed: bool = False
+    note: str = ""
     stop_reason: StopReason | None = None
     detail: str = ""
     stages: dict[str, float] = field(default_factory=dict)
+    cpu_before: float = 0.0
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
 
@@ -43,6 +60,11 @@ class Record:
     def machine(self) -> MachineId:
         """Its id."""
         return self.spec.machine
+
+    @property
+    def memory_mib(self) -> int:
+        """What its domain has: what was asked for, rounded up."""
+        return -(-self.spec.memory_mib // MEMORY_STEP) * MEMORY_STEP
 
     def info(self, queue_position: int = 0) -> MachineInfo:
         """As the world sees it."""
@@ -58,6 +80,8 @@ class Record:
             cpu_seconds=self.cpu_seconds,
             disk_bytes=self.disk_bytes,
             stages=dict(self.stages),
+            origin=self.origin,
+            note=self.note,
         )
 
     def enter(self, state: MachineState, *, reason: StopReason | None = None, detail: str = "") -> None:
@@ -90,6 +114,7 @@ def record_load(path: Path) -> Record:
                 "spec": spec_from_json(data["spec"]),
                 "state": MachineState(data["state"]),
                 "stop_reason": StopReason(reason) if reason else None,
+                "origin": Origin(data["origin"]),
             }
         )
     except (TypeError, KeyError) as error:
@@ -136,9 +161,13 @@ class Names:
         """What our taps' names begin with."""
         return f"t{self._tag}"
 
-    def of(self, machine: MachineId) -> str:
-        """The name of a machine's domain and of its namespace."""
-        return f"{self.prefix}{machine}"
+    def of(self, body: BodyId) -> str:
+        """The name of a body's domain and of its namespace."""
+        return f"{self.prefix}{body}"
+
+    def body(self, name: str) -> BodyId:
+        """The inverse of `of`."""
+        return name.removeprefix(self.prefix)
 
     def next_tap(self) -> str:
         """A tap name that was never used and never will be again. HostFull if that cannot be written down."""

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from vm.api import ByteStream, MachineInfo, machine_info_to_json
@@ -30,6 +30,7 @@ from vm.node.machines import Machines
 from vm.node.reaper import reap_on_sigchld
 from vm.node.records import Names, spec_from_json
 from vm.node.settle import settle
+from vm.node.sweep import sweep_for_ever
 from vm.storage.images import image_find
 from vm.storage.layout import Layout
 
@@ -62,7 +63,12 @@ async def serve(config: NodeConfig) -> None:
             try:
                 await settle(machines)
                 server = Server(config, machines, accelerator)
-                await server.run(stopping)
+                sweeping = spawn(sweep_for_ever(machines), name="sweep")
+                try:
+                    await server.run(stopping)
+                finally:
+                    sweeping.cancel()
+                    await asyncio.wait([sweeping])
             finally:
                 await machines.close()
                 machines.conn.close()
@@ -151,6 +157,9 @@ class Server:
             "machine_get": self._machine_get,
             "machine_list": self._machine_list,
             "machine_stop": self._machine_stop,
+            "machine_suspend": self._machine_suspend,
+            "machine_resume": self._machine_resume,
+            "machine_fork": self._machine_fork,
             "machine_forget": self._machine_forget,
             "host_info": self._host_info,
         }
@@ -247,11 +256,23 @@ class Server:
     async def _machine_stop(self, machine: str, params: dict[str, Any]) -> Any:
         return machine_info_to_json(await self._machines.stop(machine))
 
+    async def _machine_suspend(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.suspend(machine))
+
+    async def _machine_resume(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.resume(machine))
+
+    async def _machine_fork(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.fork(machine, spec_from_json(params["spec"])))
+
     async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
         await self._machines.forget(machine)
 
     async def _host_info(self, machine: str, params: dict[str, Any]) -> Any:
-        return asdict(host_info(self._config, self._accelerator))
+        pool = self._machines.pool
+        info = host_info(self._config, self._accelerator)
+        templates = len(self._machines.templates.sizes())
+        return asdict(replace(info, templates=templates, pool_ready=pool.ready, pool_wanted=pool.wanted))
 
     # -- connections that stay
 

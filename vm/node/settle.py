@@ -2,65 +2,128 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import secrets
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
-from vm.api import MachineState, StopReason
+from vm.api import MachineState, Origin, StopReason
+from vm.errors import VmError
 from vm.host.kvm import boot_id
-from vm.libvirt import domains
+from vm.libvirt import domains, save_image
 from vm.libvirt.domains import DomainState
-from vm.net.namespace import namespace_names, namespace_remove, tap_names, tap_remove
-from vm.node.machines import MAX_BOOTS, Machine, Machines
+from vm.node.keeper import Machine
+from vm.node.machines import MAX_BOOTS, RUNNING, Machines
 from vm.node.records import Record, record_load
+from vm.node.sweep import PATIENCE, expected, sweep_all
+from vm.storage.qcow2 import layers_of
 
 log = logging.getLogger("atoll.node")
-_LIVE = (MachineState.READY, MachineState.LOST)
-_PATIENCE = 60.0
 
 
 async def settle(machines: Machines) -> None:
     """Adopt what runs, queue again what was starting, end the rest with a reason, and remove what no record names."""
+    machines.layout.disks.mkdir(mode=0o711, exist_ok=True)
     records = _load(machines)
+    await machines.lanes.run("settle", machines.templates.load, deadline=PATIENCE)
     found = await machines.lanes.run(
-        "settle", lambda: domains.domain_list(machines.conn, machines.names.prefix), deadline=_PATIENCE
+        "settle", lambda: domains.domain_list(machines.conn, machines.names.prefix), deadline=PATIENCE
     )
     existing = {domain.name: domain for domain in found}
-    kept: set[str] = set()
+    adopted: list[Machine] = []
     again: list[Machine] = []
     for record in records:
         machine = machines.known[record.machine] = Machine(record)
         if record.state is MachineState.STOPPED:
             continue
-        verdict = _judge(record, existing.get(record.domain))
+        verdict = _judge(machines, record, existing.get(machines.names.of(record.body)))
         if verdict == "adopt":
-            kept.add(record.domain)
+            adopted.append(machine)
         elif verdict == "again":
             again.append(machine)
+        elif verdict == "suspended":
+            if record.state is not MachineState.SUSPENDED:
+                record.cpu_before = record.cpu_seconds
+                record.memory, record.committed = str(machines.layout.memory(record.machine)), False
+                record.enter(MachineState.SUSPENDED)
+                record.save(machines.layout)
         else:
+            machines.layout.memory(record.machine).unlink(missing_ok=True)
             machines.stopped(machine, *verdict)
-    await machines.lanes.run("settle", lambda: _sweep(machines, set(existing), kept), deadline=_PATIENCE)
-    for machine in machines.known.values():
-        if machine.record.domain in kept:
-            log.info("machine %s runs on", machine.record.machine)
-            machines.adopt(machine)
+    kept = {machine.record.body for machine in adopted}
+    wanted = expected(machines, kept=kept)
+    await machines.lanes.run("settle", lambda: sweep_all(machines, wanted), deadline=PATIENCE)
+    for machine in adopted:
+        await _adopt(machines, machine)
     for machine in again:
         machine.record.enter(MachineState.QUEUED)
         machines.enqueue(machine)
+    machines.pool.open()
 
 
-def _judge(record: Record, domain: DomainState | None) -> str | tuple[StopReason, str]:
-    """ "adopt", "again" (boot it once more), or why it has stopped. Pure but for the host's boot id."""
+def _judge(machines: Machines, record: Record, domain: DomainState | None) -> str | tuple[StopReason, str]:
+    """ "adopt", "again" (start it once more), "suspended", or why it has stopped. Reads, but changes nothing."""
+    memory = _is_whole(machines.layout.memory(record.machine))
+    if record.state is MachineState.SUSPENDED or (
+        record.state is MachineState.SUSPENDING and domain is None and memory
+    ):
+        return "suspended" if memory else (StopReason.RESUME_FAILED, "the image of its memory is gone, or damaged")
+    resuming = record.origin is Origin.RESUME and not record.committed
+    if resuming and record.state not in RUNNING and memory:
+        return "again" if record.boots < MAX_BOOTS and record.boot_id == boot_id() else "suspended"
     if record.boot_id != boot_id():
         return StopReason.HOST_RESTARTED, "the host was restarted"
-    if record.state in _LIVE and domain is not None:
-        if domain.running:
+    if record.state in (*RUNNING, MachineState.SUSPENDING):
+        if domain is None:
+            return StopReason.HYPERVISOR_DIED, "it ended while the node was down"
+        if domain.running or record.state is MachineState.SUSPENDING:
             return "adopt"
         return StopReason.DISK_FULL, "it was paused, as for want of room on the host's disk, while the node was down"
-    if record.state in _LIVE:
-        return StopReason.HYPERVISOR_DIED, "it ended while the node was down"
+    if record.origin in (Origin.RESUME, Origin.FORK):
+        if domain is not None and record.committed:
+            return "adopt"
+        if record.origin is Origin.FORK and _is_whole(machines.scratch / f"{record.body}.save"):
+            return "again"
+        reason = StopReason.RESUME_FAILED if record.origin is Origin.RESUME else StopReason.BOOT_FAILED
+        return reason, "the node ended while its memory was being restored"
     if record.boots >= MAX_BOOTS:
         return StopReason.BOOT_FAILED, f"the node ended {record.boots} times while it was starting"
     return "again"
+
+
+def _is_whole(memory: Path) -> bool:
+    try:
+        save_image.read(memory)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+async def _adopt(machines: Machines, machine: Machine) -> None:
+    record = machine.record
+    name = machines.names.of(record.body)
+    log.info("machine %s runs on", record.machine)
+    machines.layout.memory(record.machine).unlink(missing_ok=True)
+
+    def look() -> list[str]:
+        # A fork may have been cut between the snapshot and the record of it
+        layers = layers_of(domains.domain_disk(machines.conn, name))
+        state = domains.domain_state(machines.conn, name)
+        if state is not None and not state.running:
+            domains.domain_resume(machines.conn, name)
+        return [path.stem for path in layers[:-1]]
+
+    try:
+        record.disks = await machines.lanes.run(name, look, deadline=PATIENCE)
+    except VmError as error:
+        log.warning("machine %s: %s", record.machine, error)
+    if record.state not in RUNNING:
+        record.enter(MachineState.READY)
+    record.fresh = False
+    record.save(machines.layout)
+    machines.adopt(machine)
 
 
 def _load(machines: Machines) -> list[Record]:
@@ -69,6 +132,7 @@ def _load(machines: Machines) -> list[Record]:
         if not place.is_dir():
             continue
         try:
+            _modernise(machines, place)
             records.append(record_load(place / "machine.json"))
         except FileNotFoundError:
             log.info("removing %s: it is half-made, or half-forgotten", place.name)
@@ -79,21 +143,18 @@ def _load(machines: Machines) -> list[Record]:
     return records
 
 
-def _sweep(machines: Machines, existing: set[str], kept: set[str]) -> None:
-    for name in existing - kept:
-        log.info("destroying the domain %s", name)
-        domains.domain_destroy(machines.conn, name)
-    for name in namespace_names(machines.names.prefix):
-        if name not in kept:
-            log.info("removing the namespace %s", name)
-            namespace_remove(name)
-    # A tap in use is in its machine's namespace
-    for name in tap_names(machines.names.tap_prefix):
-        log.info("removing the tap %s", name)
-        tap_remove(name)
-    sockets = {machines.layout.agent(name.removeprefix(machines.names.prefix)) for name in kept}
-    for path in machines.layout.agents.iterdir():
-        if path not in sockets:
-            path.unlink(missing_ok=True)
-    for path in machines.layout.machines.glob("*/*.new"):
-        path.unlink(missing_ok=True)
+def _modernise(machines: Machines, place: Path) -> None:
+    """Bring a record of an earlier version up to date: it kept its disk's one layer beside it."""
+    path = place / "machine.json"
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict) or "domain" not in data:
+        return
+    layer = secrets.token_hex(16)
+    with suppress(FileNotFoundError):
+        (place / "root.qcow2").rename(machines.layout.disk(layer))
+    body = machines.names.body(data.pop("domain"))
+    del data["namespace"]
+    # A machine that runs has the file open under its old name, which libvirt would look for: it is started anew
+    stopped = {"state": "stopped", "stop_reason": "hypervisor_died", "detail": "Atoll was updated"}
+    data.update(stopped if data["state"] != "stopped" else {}, body=body, disks=[layer], fresh=False, origin="cold")
+    path.write_text(json.dumps(data))

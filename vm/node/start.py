@@ -13,15 +13,18 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from vm.api import MachineId
-from vm.errors import MachineFailed, StreamReset
+from vm.api import Origin
+from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset
 from vm.guest.calls import call
 from vm.guest.channel import Channel
-from vm.libvirt import domains, xml_build
+from vm.host.cgroups import Bounds, ControlGroups
+from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
 from vm.net import nftables
 from vm.net.namespace import namespace_create, namespace_remove, tap_move, tap_remove
@@ -29,7 +32,7 @@ from vm.node.config import NodeConfig
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
 from vm.storage.images import image_find
-from vm.storage.layout import Layout
+from vm.storage.layout import BodyId, Layout
 from vm.storage.qcow2 import overlay_create
 
 # The same in every machine, each in a namespace of its own: a clone of one must fit where another was.
@@ -41,7 +44,14 @@ class Starter:
     """Starts machines one step at a time; knows nothing of queues and states."""
 
     def __init__(
-        self, config: NodeConfig, layout: Layout, names: Names, lanes: Lanes, conn: Connection, accelerator: str
+        self,
+        config: NodeConfig,
+        layout: Layout,
+        names: Names,
+        lanes: Lanes,
+        conn: Connection,
+        accelerator: str,
+        scratch: Path,
     ) -> None:
         self._config = config
         self._layout = layout
@@ -49,45 +59,59 @@ class Starter:
         self._lanes = lanes
         self._conn = conn
         self._accelerator = accelerator
+        self._scratch = scratch
+        self._unasked: bool | None = None
+        # systemd's host: there the groups are libvirt's to make
+        self._libvirt_bounds = bool(config.libvirt_uri) or Path("/run/systemd/system").exists()
+        self.groups = None if self._libvirt_bounds else ControlGroups(names.prefix.rstrip("-"))
         user = pwd.getpwnam(config.machine_user)
-        self._owner = (user.pw_uid, user.pw_gid)
+        self.owner = (user.pw_uid, user.pw_gid)
 
     async def start(self, record: Record, changed: Callable[[bool, str], None]) -> Channel:
-        """Bring the machine up to an agent that has its identity; on failure nothing but its disk is left.
+        """Bring the machine up to an agent with its identity, by `record.origin`; on failure only its disk is left.
 
         `changed` is told when the channel's link comes and goes. Raises whatever VmError stopped it.
         """
         async with AsyncExitStack() as undo:
             record.stages.clear()
-            with _stage(record, "disk"):
-                await self._blocking(record, lambda: self._disk(record))
+            record.tap = self._names.next_tap()
+            self._save(record)
             undo.push_async_callback(self.release, record)
-            with _stage(record, "network"):
-                record.tap = self._names.next_tap()
-                record.save(self._layout)
-                await self._blocking(record, lambda: namespace_create(record.namespace, nftables.closed()))
-            with _stage(record, "domain"):
-                plan = self._plan(record)
-                plan.agent_socket.unlink(missing_ok=True)
-                await self._blocking(
-                    record, lambda: domains.domain_create(self._conn, xml_build.domain(plan)), deadline=60
-                )
-            with _stage(record, "tap"):
-                # Before its processor has run an instruction: the guest never sees a network it must not reach
-                await self._blocking(record, lambda: tap_move(record.tap, record.namespace))
-            with _stage(record, "agent"):
-                await self._blocking(record, lambda: domains.domain_resume(self._conn, record.domain))
-                channel = self.channel(record.machine, changed)
+            image = self._layout.memory(record.machine) if record.origin is Origin.RESUME else self._image(record)
+            if record.origin is Origin.COLD:
+                await _together(self._network(record), self._stage(record, "disk", self._disk))
+                await self._stage(record, "domain", self._create)
+            else:
+                copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
+                await _together(self._network(record), self._stage(record, "disk", self._disk), *copying)
+                try:
+                    await self._stage(record, "domain", lambda record: self._restore(record, image))
+                finally:
+                    if record.origin is not Origin.RESUME:
+                        image.unlink(missing_ok=True)
+            # Before its processor has run an instruction: the guest never sees a network it must not reach
+            await self._stage(record, "tap", self._enclose)
+            with _timed(record, "agent"):
+                self.commit(record)
+                channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
-                await self._await_agent(channel)
-            with _stage(record, "identity"):
-                await self.identify(record, channel)
+                await self._blocking(record, lambda: domains.domain_resume(self._conn, self._names.of(record.body)))
+                if record.origin is Origin.COLD:
+                    await self._await_agent(channel)
+            await self.introduce(record, channel)
             undo.pop_all()
             return channel
 
-    def channel(self, machine: MachineId, changed: Callable[[bool, str], None]) -> Channel:
-        """The channel to a machine that has a domain."""
-        path = str(self._layout.agent(machine))
+    def commit(self, record: Record) -> None:
+        """From here on the processor may run: what was saved of its memory is of the past."""
+        if record.origin is Origin.RESUME:
+            record.committed = True
+            self._save(record)
+            self._layout.memory(record.machine).unlink(missing_ok=True)
+
+    def channel(self, body: BodyId, changed: Callable[[bool, str], None]) -> Channel:
+        """The channel to a body that has a domain."""
+        path = str(self._layout.agent(body))
 
         async def connect() -> socket.socket:
             fresh = socket.socket(socket.AF_UNIX)
@@ -102,50 +126,141 @@ class Starter:
         return Channel(connect, changed=changed)
 
     async def release(self, record: Record) -> None:
-        """Give back all but the disk. Repeatable, also when only some of it was ever taken."""
+        """Give back all but the disk and a saved memory. Repeatable, also when only some of it was ever taken."""
         try:
-            await self._blocking(record, lambda: domains.domain_destroy(self._conn, record.domain))
+            await self._blocking(record, lambda: domains.domain_destroy(self._conn, self._names.of(record.body)))
         finally:
             await self._blocking(record, lambda: self._network_gone(record))
-            self._layout.agent(record.machine).unlink(missing_ok=True)
+            self._layout.agent(record.body).unlink(missing_ok=True)
+            if self.groups is not None:
+                self.groups.release(record.body)
+            (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
 
     def _network_gone(self, record: Record) -> None:
-        namespace_remove(record.namespace)
+        namespace_remove(self._names.of(record.body))
         if record.tap:
             tap_remove(record.tap)
 
-    async def _blocking(self, record: Record, work: Callable[[], None], *, deadline: float = _QUICK) -> None:
-        await self._lanes.run(record.domain, work, deadline=deadline)
+    # -- steps
+
+    async def _network(self, record: Record) -> None:
+        with _timed(record, "network"):
+            # A lane of its own: it goes on beside the disk
+            await self._lanes.run(
+                f"{record.body}/network",
+                lambda: namespace_create(self._names.of(record.body), nftables.closed()),
+                deadline=_QUICK,
+            )
+            self._lanes.forget(f"{record.body}/network")
+
+    async def _stage(self, record: Record, name: str, work: Callable[[Record], None], deadline: float = 60) -> None:
+        lane = self._names.of(record.body) if name in ("domain", "tap") else f"{record.body}/{name}"
+        with _timed(record, name):
+            await self._lanes.run(lane, lambda: work(record), deadline=deadline)
+        if "/" in lane:
+            self._lanes.forget(lane)
 
     def _disk(self, record: Record) -> None:
-        disk = self._layout.disk(record.machine)
+        disk = self._layout.disk(record.disks[0])
         if not disk.exists():
             image = image_find(self._config.image_cache, record.image)
+            below = record.disks[1:]
             overlay_create(
                 disk,
-                backing=image.root,
-                backing_format=image.root_format,
+                backing=self._layout.disk(below[0]) if below else image.root,
+                backing_format="qcow2" if below else image.root_format,
                 size_gib=record.spec.disk_gib,
-                owner=self._owner,
+                owner=self.owner,
             )
+
+    def _create(self, record: Record) -> None:
+        plan = self._plan(record)
+        plan.agent_socket.unlink(missing_ok=True)
+        if self._unasked is None:
+            self._unasked = domains.may_start_unasked(self._conn, xml_build.domain(plan))
+        domains.domain_create(self._conn, xml_build.domain(replace(plan, unasked=self._unasked)))
+
+    def _enclose(self, record: Record) -> None:
+        """Put what runs now where it belongs: its tap into its namespace, its process into its group."""
+        name = self._names.of(record.body)
+        tap_move(record.tap, name)
+        if self.groups is not None:
+            try:
+                pid = int((self._layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
+                self.groups.bound(record.body, pid, self._bounds(record))
+            except (OSError, ValueError) as error:
+                raise HypervisorError(f"its process could not be bounded: {error}") from error
+
+    def _bounds(self, record: Record) -> Bounds:
+        # QEMU's own memory beside the guest's, its translations included; half a core for its disk and its channel
+        beside = self._config.tb_cache_mib + 512
+        return Bounds(memory=(record.memory_mib + beside) * 2**20, cpus=record.spec.vcpus + 0.5)
+
+    def _image(self, record: Record) -> Path:
+        """Where in memory its save image lies."""
+        return self._scratch / f"{record.body}.save"
+
+    def _copy(self, record: Record) -> None:
+        source = self._layout.template(record.template) / "memory.save"
+        self._scratch.mkdir(mode=0o700, exist_ok=True)  # whoever cleans /dev/shm does not know us
+        try:
+            save_image.clone(source, self._image(record), self._moved(record, source))
+        except (ValueError, FileNotFoundError) as error:
+            raise HypervisorError(f"the template is no good: {error}") from error
+        except OSError as error:
+            raise HostFull(f"no memory for a clone's image ({error.strerror})") from error
+
+    def _restore(self, record: Record, image: Path) -> None:
+        self._layout.agent(record.body).unlink(missing_ok=True)
+        if record.origin is not Origin.CLONE:
+            try:
+                xml = self._moved(record, image)
+                if not save_image.rewrite_in_place(image, xml):
+                    longer = image.with_suffix(".new")
+                    save_image.clone(image, longer, xml)
+                    longer.rename(image)
+            except (ValueError, OSError) as error:
+                raise HypervisorError(f"its saved memory cannot be read: {error}") from error
+        domains.domain_restore(self._conn, image)
+
+    def _moved(self, record: Record, image: Path) -> str:
+        place = xml_build.Place(
+            name=self._names.of(record.body),
+            uuid=str(uuid.UUID(record.body)),
+            disk=self._layout.disk(record.disks[0]),
+            agent_socket=self._layout.agent(record.body),
+            tap=record.tap,
+        )
+        return xml_build.moved(save_image.read(image).xml, place)
 
     def _plan(self, record: Record) -> xml_build.DomainPlan:
         image = image_find(self._config.image_cache, record.image)
         return xml_build.DomainPlan(
-            name=record.domain,
-            uuid=str(uuid.UUID(record.machine)),
+            name=self._names.of(record.body),
+            uuid=str(uuid.UUID(record.body)),
             accelerator=self._accelerator,
-            memory_mib=record.spec.memory_mib,
+            memory_mib=record.memory_mib,
             vcpus=record.spec.vcpus,
             kernel=image.kernel,
             initrd=image.initrd,
             cmdline=image.cmdline,
-            disk=self._layout.disk(record.machine),
-            agent_socket=self._layout.agent(record.machine),
+            disk=self._layout.disk(record.disks[0]),
+            agent_socket=self._layout.agent(record.body),
             tap=record.tap,
             mac=MAC,
             tb_cache_mib=self._config.tb_cache_mib,
+            bounds=self._bounds(record) if self._libvirt_bounds else None,
         )
+
+    async def _blocking(self, record: Record, work: Callable[[], None], *, deadline: float = _QUICK) -> None:
+        await self._lanes.run(self._names.of(record.body), work, deadline=deadline)
+
+    def _save(self, record: Record) -> None:
+        # A clone in the pool is nobody's yet: the next node sweeps it away
+        if record.machine:
+            record.save(self._layout)
+
+    # -- the agent
 
     async def _await_agent(self, channel: Channel) -> None:
         until = time.monotonic() + self._config.boot_patience
@@ -162,17 +277,31 @@ class Starter:
                         f"its agent did not answer within {self._config.boot_patience:.0f} s"
                     ) from error
 
-    async def identify(self, record: Record, channel: Channel) -> None:
+    async def introduce(self, record: Record, channel: Channel) -> None:
+        """Tell the agent of a machine that has just come up what it must know before anybody is let in."""
+        with _timed(record, "identity"):
+            if record.origin is Origin.RESUME:
+                async with asyncio.timeout(30):
+                    await expect_ok(call(await channel.open(), "wake", {"time": time.time(), "entropy": _entropy()}))
+            else:
+                # A fork's environment is in its memory, newer than what its original was started with
+                await self.identify(record, channel, env=record.origin is not Origin.FORK)
+
+    async def identify(self, record: Record, channel: Channel, *, env: bool = True) -> None:
         """Tell the agent who it is. Repeatable."""
         identity = record.spec.identity
         params = {
             "hostname": identity.hostname,
-            "env": dict(identity.env),
+            "env": dict(identity.env) if env else {},
             "time": time.time(),
-            "entropy": base64.b64encode(secrets.token_bytes(64)).decode(),
+            "entropy": _entropy(),
         }
         async with asyncio.timeout(30):
             await expect_ok(call(await channel.open(), "identity", params))
+
+
+def _entropy() -> str:
+    return base64.b64encode(secrets.token_bytes(64)).decode()
 
 
 async def expect_ok(reply: Any) -> Any:
@@ -183,8 +312,16 @@ async def expect_ok(reply: Any) -> Any:
     return answer["ok"]
 
 
+async def _together(*steps: Coroutine[Any, Any, None]) -> None:
+    """Take steps side by side; all of them have ended when the first failure is raised."""
+    results = await asyncio.gather(*steps, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
 @contextmanager
-def _stage(record: Record, name: str) -> Iterator[None]:
+def _timed(record: Record, name: str) -> Iterator[None]:
     began = time.monotonic()
     try:
         yield

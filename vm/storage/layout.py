@@ -7,6 +7,11 @@ from pathlib import Path
 
 from vm.api import MachineId
 
+type BodyId = str
+"""32 hex digits: what a domain, its namespace and its socket are called after; a machine has one at a time."""
+type LayerId = str
+"""32 hex digits: a qcow2 file of a root disk, named when it is made and never renamed."""
+
 # A unix socket's path has 107 bytes; the longest of ours is libvirt's monitor socket, see `Layout.too_long`.
 _SOCKET_PATH = 107
 _LONGEST = "libvirt/lib/qemu/domain-99999-atoll-0123456789abcd/monitor.sock"
@@ -66,13 +71,31 @@ class Layout:
         """What the node knows about it, as JSON; a directory without one is half-made."""
         return self.machine(machine) / "machine.json"
 
-    def disk(self, machine: MachineId) -> Path:
-        """Its root disk."""
-        return self.machine(machine) / "root.qcow2"
+    def memory(self, machine: MachineId) -> Path:
+        """Its memory while it is suspended, as a save image."""
+        return self.machine(machine) / "memory.save"
 
-    def agent(self, machine: MachineId) -> Path:
-        """Its channel's socket."""
-        return self.agents / f"{machine}.sock"
+    @property
+    def disks(self) -> Path:
+        """Every layer of every root disk, in one directory: layers are shared, and name each other by path."""
+        return self.data / "disks"
+
+    def disk(self, layer: LayerId) -> Path:
+        """One layer."""
+        return self.disks / f"{layer}.qcow2"
+
+    @property
+    def templates(self) -> Path:
+        """One directory for each template."""
+        return self.data / "templates"
+
+    def template(self, key: str) -> Path:
+        """The directory of one template; without a template.json in it, it is half-made."""
+        return self.templates / key
+
+    def agent(self, body: BodyId) -> Path:
+        """The channel's socket of a domain."""
+        return self.agents / f"{body}.sock"
 
     def too_long(self) -> int:
         """By how many bytes the data directory's path exceeds what unix sockets below it allow; 0 if it fits."""

@@ -1,7 +1,8 @@
-"""A machine's root disk: a qcow2 overlay over a read-only image. Argument builders, and the call that uses them."""
+"""A machine's root disk: qcow2 layers over a read-only image. Argument builders, and the calls that use them."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -46,3 +47,12 @@ def overlay_create(
     if owner is not None:
         os.chown(fresh, *owner)
     fresh.rename(overlay)
+
+
+def layers_of(disk: Path) -> list[Path]:
+    """The files of a disk, the one written to first and the image last; also while it is in use. HypervisorError."""
+    try:
+        said = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", disk]).stdout)
+    except CommandFailed as error:
+        raise HypervisorError(str(error)) from error
+    return [Path(layer["filename"]) for layer in said]

@@ -39,11 +39,14 @@ def allocated(path: Path) -> int:
 
 def survey(*, data: Path, image_cache: Path) -> list[Kept]:
     """Everything kept, largest first. Reads only; blocks while it walks the trees."""
-    used = {image for root in {data, *roots(image_cache)} for image in _used_images(root / "machines")}
+    used = {image for root in {data, *roots(image_cache)} for image in _used_images(root)}
     found = [_image(path, used) for path in image_cache.glob("[!.]*") if path.is_dir()]
+    found += [Kept("a layer of machines' disks", path, allocated(path)) for path in (data / "disks").glob("*.qcow2")]
     found += [
-        Kept("a machine's disk", path, allocated(path)) for path in (data / "machines").glob("*") if path.is_dir()
+        Kept("the memory of a suspended machine", path, allocated(path))
+        for path in (data / "machines").glob("*/memory.save")
     ]
+    found += [Kept("a template for clones", path, allocated(path)) for path in (data / "templates").glob("*")]
     found += [
         Kept(what, data / name, allocated(data / name)) for name, what in _PARTS.items() if (data / name).exists()
     ]
@@ -66,14 +69,16 @@ def _image(path: Path, used: set[Path]) -> Kept:
     return Kept("an older guest image", path, size, "its recipe has changed, and no machine is based on it")
 
 
-def _used_images(machines: Path) -> set[Path]:
+def _used_images(data: Path) -> set[Path]:
     used = set()
-    for disk in machines.glob("*/*.qcow2"):
+    # Beside the machines: where an earlier version kept them
+    for disk in [*(data / "disks").glob("*.qcow2"), *(data / "machines").glob("*/*.qcow2")]:
         try:
             # -U: the machine may be running, which locks its disk
             said = json.loads(run(["qemu-img", "info", "-U", "--output=json", disk]).stdout)
         except CommandFailed as error:
             raise OSError(f"{disk} cannot be read ({error}): nothing is called waste before it can") from error
+        # A layer over another one leads to an image by that one's own line
         if backing := said.get("full-backing-filename"):
             used.add(Path(backing).resolve().parent)
     return used

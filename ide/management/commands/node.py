@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from ide.env import env
+from sandboxes import quotas
 from vm.host.provision import Users
 from vm.image.build import image_path
 from vm.node.config import NodeConfig
@@ -33,6 +34,11 @@ class Command(BaseCommand):
             libvirt_uri=env().libvirt_uri,
             # this checkout's own, which need not be the one built last
             image=image.name if image is not None else "",
+            clones=env().clones,
+            warm=(quotas.DEFAULT_MEMORY_MB, quotas.VCPUS, quotas.DISK_GIB),
+            pool_floor=env().pool_floor,
+            pool_ceiling=env().pool_ceiling,
+            pool_memory_mib=env().pool_memory_mib,
         )
         try:
             asyncio.run(serve(config))

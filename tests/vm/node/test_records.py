@@ -36,7 +36,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_record_comes_back_as_it_was(layout: Layout) -> None:
     spec = MachineSpec("0" * 32, 512, 1, 10, Identity("box", {"A": "é"}), "hash")
-    record = Record(spec, "hash", MachineState.QUEUED, 1.0, "boot", "domain", "namespace", "tap", 2)
+    record = Record(spec, "hash", MachineState.QUEUED, 1.0, "boot", "0" * 32, ["1" * 32, "2" * 32], "tap", 2)
     record.enter(MachineState.STOPPED, reason=StopReason.DISK_FULL, detail="x" * 5000)
     record.save(layout)
     assert record_load(layout.record(record.machine)) == record

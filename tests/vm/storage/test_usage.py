@@ -15,13 +15,13 @@ from vm.storage import usage
 def kept(tmp_path: Path) -> tuple[Path, Path]:
     """A data root with one machine that is based on an older image, and an image cache of several ages."""
     data, cache = tmp_path / "data", tmp_path / "cache"
-    for folder in (data / "machines" / "m1", data / "logs", data / "db"):
+    for folder in (data / "machines" / "m1", data / "disks", data / "logs", data / "db"):
         folder.mkdir(parents=True)
     for name in (current_hash(), "old-and-used", "old", f"base-{base_hash()}", "base-old"):
         (cache / name).mkdir(parents=True)
         (cache / name / "root.img").write_bytes(b"x" * 8192)
     base = cache / "old-and-used" / "root.img"
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, data / "machines" / "m1" / "root.qcow2"])
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, data / "disks" / "m1.qcow2"])
     (data / "logs" / "web.log.1").write_text("old")
     return data, cache
 
@@ -50,7 +50,7 @@ def test_another_installation_s_machines_count_too(kept: tuple[Path, Path], tmp_
 def test_an_unreadable_disk_makes_nothing_waste(kept: tuple[Path, Path]) -> None:
     """While it is unknown what a machine is based on, no image is offered for removal."""
     data, cache = kept
-    (data / "machines" / "m1" / "root.qcow2").write_bytes(b"QFI\xfb\x00\x00\x00\x09garbage")
+    (data / "disks" / "m1.qcow2").write_bytes(b"QFI\xfb\x00\x00\x00\x09garbage")
     with pytest.raises(OSError, match="nothing is called waste"):
         usage.survey(data=data, image_cache=cache)
 

@@ -16,6 +16,7 @@ from vm.guest.agent.settings import Settings
 VERSION = 1
 _SKEW = 0.05  # seconds below which the clock is left alone: setting it is a jump for whoever measures
 _RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,6 +33,8 @@ class Machine:
         """Add the calls."""
         methods.add("ping", self.ping)
         methods.add("identity", self.identity, hostname="string", env="record?", time="number?", entropy="string?")
+        methods.add("wake", self.wake, time="number", entropy="string")
+        methods.add("sync", self.sync)
         methods.add("clock", self.clock, time="number")
         methods.add("usage", self.usage)
         methods.add("shutdown", self.shutdown)
@@ -46,10 +49,7 @@ class Machine:
         """Become this sandbox and no other; repeatable."""
         if not 0 < len(hostname) <= 63 or not all(letter.isalnum() or letter == "-" for letter in hostname):
             raise Refusal("TypeError", "hostname: 1 to 63 letters, digits and hyphens", "EINVAL")
-        try:
-            seed = base64.b64decode(entropy or "", validate=True)
-        except binascii.Error as error:
-            raise Refusal("TypeError", "entropy: not base64", "EINVAL") from error
+        seed = _seed(entropy or "")
         self._environment.update(env or {})
         if self._real:
             if seed[16:]:
@@ -57,6 +57,17 @@ class Machine:
             if time is not None:
                 _set_clock(time)
             _set_name(hostname, seed)
+
+    async def wake(self, call: Call, time: float, entropy: str) -> None:
+        """Go on after a suspend: with other random numbers than any copy of this memory would have, and the time."""
+        if self._real:
+            _add_entropy(_seed(entropy))
+            _set_clock(time)
+
+    async def sync(self, call: Call) -> None:
+        """Write every file system's dirty pages to its disk."""
+        if self._real:
+            await asyncio.get_running_loop().run_in_executor(None, os.sync)
 
     async def clock(self, call: Call, time: float) -> object:
         """Set the clock; says how far it was off, in seconds."""
@@ -77,8 +88,7 @@ class Machine:
 
     async def shutdown(self, call: Call) -> None:
         """Flush every file system; the node ends the machine then."""
-        if self._real:
-            await asyncio.get_running_loop().run_in_executor(None, os.sync)
+        await self.sync(call)
 
 
 def _memory() -> dict[str, int]:
@@ -97,27 +107,57 @@ def _set_clock(wanted: float) -> float:
     return round(skew, 6)
 
 
+def _seed(entropy: str) -> bytes:
+    try:
+        return base64.b64decode(entropy, validate=True)
+    except binascii.Error as error:
+        raise Refusal("TypeError", "entropy: not base64", "EINVAL") from error
+
+
 def _add_entropy(seed: bytes) -> None:
     # struct rand_pool_info: bits of entropy, size of the buffer, the buffer
     block = (8 * len(seed)).to_bytes(4, "little") + len(seed).to_bytes(4, "little") + seed
-    with open("/dev/urandom", "wb", buffering=0) as pool:
-        _libc.ioctl(pool.fileno(), _RNDADDENTROPY, block)
+    pool = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for request, argument in ((_RNDADDENTROPY, block), (_RNDRESEEDCRNG, None)):
+            # A kernel that did not take it would go on with the numbers of every other clone
+            if _libc.ioctl(pool, request, argument) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "/dev/urandom")
+    finally:
+        os.close(pool)
 
 
 def _set_name(hostname: str, seed: bytes) -> None:
     encoded = hostname.encode()
     _libc.sethostname(encoded, len(encoded))
-    _write("/etc/hostname", f"{hostname}\n")
-    # sudo looks its host up: without a line of its own that would wait for a resolver
-    _write(
-        "/etc/hosts",
-        f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n",
-    )
+    _write("/etc/hostname", encoded + b"\n")
+    _write("/etc/hosts", _hosts(encoded))
     if len(seed) >= 16:
         # Bytes of its own, not those that went to the kernel: everybody may read this file
-        _write("/etc/machine-id", seed[:16].hex() + "\n")
+        _write("/etc/machine-id", seed[:16].hex().encode() + b"\n")
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+def _hosts(hostname: bytes) -> bytes:
+    """/etc/hosts with this name; what else somebody wrote there stays."""
+    try:
+        file = os.open("/etc/hosts", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        lines = [b"127.0.0.1\tlocalhost", b"::1\tlocalhost ip6-localhost ip6-loopback"]
+    else:
+        try:
+            lines = os.read(file, 1_048_576).splitlines()
+        finally:
+            os.close(file)
+    # sudo looks its host up: without a line of its own that would wait for a resolver
+    return b"\n".join([*(line for line in lines if not line.startswith(b"127.0.1.1")), b"127.0.1.1\t" + hostname, b""])
+
+
+def _write(path: str, content: bytes) -> None:
+    # In place: a guest that was just restored has run none of this yet, and each step of it is slow the first time
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(file).st_size > len(content):
+            os.ftruncate(file, 0)
+        os.write(file, content)
+    finally:
+        os.close(file)
