@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,15 @@ class Env(BaseSettings):
     libvirt_uri: str = Field(default="", alias="ATOLL_LIBVIRT_URI")
     image_cache: Path = Field(default=Path("/var/cache/atoll/images"), alias="ATOLL_IMAGE_CACHE")
     quota_concurrent: int = Field(default=5, alias="ATOLL_QUOTA_CONCURRENT", ge=0)
+    quota_vcpus: int = Field(default=0, alias="ATOLL_QUOTA_VCPUS", ge=0)
+    quota_memory_mib: int = Field(default=0, alias="ATOLL_QUOTA_MEMORY_MIB", ge=0)
+    quota_disk_gib: int = Field(default=500, alias="ATOLL_QUOTA_DISK_GIB", ge=0)
+    quota_creates_per_minute: int = Field(default=60, alias="ATOLL_QUOTA_CREATES_PER_MINUTE", ge=0)
+    max_lifetime: int = Field(default=30 * 60, alias="ATOLL_MAX_LIFETIME", ge=0, le=100 * 365 * 86_400)
+    price_cpu_hour: Decimal = Field(default=Decimal("0.05"), alias="ATOLL_PRICE_CPU_HOUR", ge=0)
+    price_memory_gb_hour: Decimal = Field(default=Decimal("0.016"), alias="ATOLL_PRICE_MEMORY_GB_HOUR", ge=0)
+    price_volume_gib_month: Decimal = Field(default=Decimal("0.20"), alias="ATOLL_PRICE_VOLUME_GIB_MONTH", ge=0)
+    currency: str = Field(default="USD", alias="ATOLL_CURRENCY", pattern=r"^[A-Z]{3}$")
     pool_floor: int = Field(default=2, alias="ATOLL_POOL_FLOOR", ge=0, le=64)
     pool_ceiling: int = Field(default=6, alias="ATOLL_POOL_CEILING", ge=0, le=64)
     pool_memory_mib: int = Field(default=0, alias="ATOLL_POOL_MEMORY_MIB", ge=0)

@@ -37,3 +37,9 @@ def status_of(error: DomainError) -> int:
 def body_of(error: DomainError) -> dict[str, Any]:
     """The JSON body that says it."""
     return {"code": error.code, "message": error.message}
+
+
+def headers_of(error: DomainError) -> dict[str, str]:
+    """The HTTP headers that say it: when to try again, where that is known."""
+    wait = error.fields.get("retry_after")
+    return {} if wait is None else {"Retry-After": str(wait)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -15,6 +16,15 @@ class Config(TypedDict):
     quota_concurrent: int
     idle_minutes: int
     low_memory_mib: int
+    quota_vcpus: int
+    quota_memory_mib: int
+    quota_disk_gib: int
+    quota_creates_per_minute: int
+    max_lifetime: int
+    price_cpu_hour: Decimal
+    price_memory_gb_hour: Decimal
+    price_volume_gib_month: Decimal
+    currency: str
     origin: str
     trusted_origins: list[str]
     node_socket: Path

@@ -13,6 +13,8 @@ RANK = {Role.VIEWER: 0, Role.MEMBER: 1, Role.ADMIN: 2, Role.OWNER: 3}
 RULES: dict[str, tuple[Role, str]] = {
     "organization.view": (Role.VIEWER, "read"),
     "organization.edit": (Role.ADMIN, "organization"),
+    "organization.spending": (Role.OWNER, "organization"),
+    "usage.view": (Role.VIEWER, "read"),
     "member.list": (Role.VIEWER, "read"),
     "member.invite": (Role.ADMIN, "organization"),
     "member.change": (Role.ADMIN, "organization"),

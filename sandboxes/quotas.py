@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sandboxes.errors import Invalid, QuotaExceeded
 
@@ -23,14 +25,77 @@ ENV_ENTRIES = 256
 ENV_BYTES = 256 * 1024
 
 
-def check_room(*, used: int, limit: int) -> None:
-    """Return if one more sandbox may run. QuotaExceeded otherwise."""
-    if used >= limit:
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What sandboxes take of an organization's room together, or one of them asks for."""
+
+    sandboxes: int = 0
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_gib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an organization may have at a time. None: no limit; `concurrent` 0: nothing may run.
+
+    `max_lifetime` is in seconds from now; each extension may set a deadline anew.
+    """
+
+    concurrent: int
+    vcpus: int | None = None
+    memory_mib: int | None = None
+    disk_gib: int | None = None
+    creates_per_minute: int | None = None
+    max_lifetime: int | None = None
+
+
+MORE = "or ask whoever runs this installation for a higher limit"
+
+
+def check_room(*, used: Amount, asked: Amount, limits: Limits) -> None:
+    """Return if what is asked for fits beside what is used. QuotaExceeded says which limit is in the way."""
+    if used.sandboxes + asked.sandboxes > limits.concurrent:
         raise QuotaExceeded(
-            f"{used} sandboxes are running and the limit is {limit}: stop one, or raise the limit",
+            f"{used.sandboxes} sandboxes are running and the limit is {limits.concurrent}: stop one, {MORE}",
+            quota="concurrent",
+            used=used.sandboxes,
+            limit=limits.concurrent,
+        )
+    _check_sum("vcpus", "vCPUs", used.vcpus, asked.vcpus, limits.vcpus, "stop a sandbox")
+    _check_sum("memory_mib", "MiB of memory", used.memory_mib, asked.memory_mib, limits.memory_mib, "stop a sandbox")
+    _check_sum("disk_gib", "GiB of disk", used.disk_gib, asked.disk_gib, limits.disk_gib, "delete a workspace")
+
+
+def _check_sum(quota: str, what: str, used: int, asked: int, limit: int | None, remedy: str) -> None:
+    # Whoever asks for nothing of a kind is not refused because a limit was lowered below what is used.
+    if limit is not None and asked and used + asked > limit:
+        raise QuotaExceeded(
+            f"this takes {asked} {what}, {used} are in use, and the limit is {limit}: {remedy}, {MORE}",
+            quota=quota,
             used=used,
             limit=limit,
         )
+
+
+def check_rate(*, ages: list[float], limits: Limits) -> None:
+    """Return if one more may be created; `ages` are the seconds since each create of the last minute.
+
+    QuotaExceeded says in how many seconds there is room again, also as `retry_after`.
+    """
+    limit = limits.creates_per_minute
+    if limit is None or len(ages) < limit:
+        return
+    # Once this one is older than a minute, one less than the limit is left.
+    wait = max(1, math.ceil(60 - sorted(ages)[limit - 1]))
+    raise QuotaExceeded(
+        f"{len(ages)} sandboxes were created within the last minute and the limit is {limit}: "
+        f"try again in {wait} s, {MORE}",
+        quota="creates_per_minute",
+        used=len(ages),
+        limit=limit,
+        retry_after=wait,
+    )
 
 
 def check_owned(*, owned: int) -> None:

@@ -7,6 +7,8 @@ import asyncio
 from celery import shared_task
 
 from sandboxes import reconcile as reconciler
+from sandboxes.services.spending import spending_enforce
+from sandboxes.services.usage import usage_collect, usage_prune
 
 
 @shared_task(name="sandboxes.reconcile")  # type: ignore[untyped-decorator]
@@ -25,3 +27,16 @@ def deadlines() -> None:
 def prune() -> None:
     """Drop rows nobody can ask for any more."""
     reconciler.prune()
+    usage_prune()
+
+
+@shared_task(name="sandboxes.usage")  # type: ignore[untyped-decorator]
+def usage() -> None:
+    """Count what machines use."""
+    asyncio.run(usage_collect())
+
+
+@shared_task(name="sandboxes.spending")  # type: ignore[untyped-decorator]
+def spending() -> None:
+    """Hold organizations to their spending caps."""
+    asyncio.run(spending_enforce())

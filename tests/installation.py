@@ -59,6 +59,7 @@ class Installation:
             "ATOLL_PORT": str(self.port),
             # tests take machines as they need them; the default quota has tests of its own
             "ATOLL_QUOTA_CONCURRENT": "50",
+            "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
             **(settings or {}),
         }
         self.environment.pop("DJANGO_SETTINGS_MODULE", None)

@@ -12,6 +12,7 @@ const islands = {
   details: () => import("./ui/details/Details.svelte"),
   tokens: () => import("./ui/account/Tokens.svelte"),
   members: () => import("./ui/account/Members.svelte"),
+  usage: () => import("./ui/usage/Usage.svelte"),
   workspace: () => import("./ui/layout/Workspace.svelte"),
 };
 

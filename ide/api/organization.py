@@ -13,7 +13,9 @@ from sandboxes.database import in_thread
 from sandboxes.events import timestamp
 from sandboxes.models import AuditEntry, Membership, Organization, User
 from sandboxes.permissions import Actor
-from sandboxes.selectors.sandboxes import quota
+from sandboxes.selectors.spending import spending_of
+from sandboxes.services import limits
+from sandboxes.services.spending import spending_payload
 
 router = Router(tags=["organization"])
 
@@ -22,7 +24,6 @@ def _me(actor: Actor) -> dict[str, Any]:
     organization = Organization.objects.get(pk=actor.organization_id)
     user = User.objects.filter(pk=actor.user_id).first() if actor.user_id else None
     memberships = Membership.objects.filter(user=user).select_related("organization") if user else []
-    used, limit = quota(actor=actor)
     return {
         "user": {"email": user.email, "name": user.name} if user else None,
         "organization": {"slug": organization.slug, "name": organization.name},
@@ -31,7 +32,11 @@ def _me(actor: Actor) -> dict[str, Any]:
         "organizations": [
             {"slug": m.organization.slug, "name": m.organization.name, "role": m.role} for m in memberships
         ],
-        "quota": {"concurrent": limit, "used": used},
+        "quota": {
+            "concurrent": limits.limits_of(organization).concurrent,
+            "used": limits.in_use(organization).sandboxes,
+        },
+        "spending": spending_payload(spending_of(organization=organization)),
     }
 
 

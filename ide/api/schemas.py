@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
 from typing import Any, Literal
 
 from ninja import Field, Schema
@@ -200,6 +202,90 @@ class Quota(Schema):
     used: int
 
 
+class SpendingOut(Schema):
+    """Spending of the calendar month (UTC) against its cap; amounts as decimal text."""
+
+    cap: str | None
+    spent: str
+    currency: str
+    level: Literal["no_cap", "below", "near", "reached"]
+    month: str
+    month_ends: str
+
+
+class SpendingCap(Schema):
+    """What may be spent in a calendar month; null lifts the cap."""
+
+    cap: Decimal | None
+
+
+class CostOut(Schema):
+    """What use costs, as decimal text with six places."""
+
+    cpu: str
+    memory: str
+    volume: str
+    total: str
+
+
+class UseOut(Schema):
+    """What was used: as it is counted, in the units of the price table, and its cost."""
+
+    cpu_seconds: float
+    memory_mib_seconds: float
+    disk_byte_seconds: float
+    cpu_hours: float
+    memory_gb_hours: float
+    volume_gib_months: float
+    cost: CostOut
+
+
+class UsePeriod(UseOut):
+    """An hour or a day; `disk_gib` is the average over what of it is over."""
+
+    at: str
+    disk_gib: float
+
+
+class UseSandbox(UseOut):
+    """What one sandbox used, which may be deleted by now."""
+
+    id: str
+    name: str
+    kind: Literal["sandbox", "workspace"]
+    state: str
+
+
+class PricesOut(Schema):
+    """The price table: a GB is 10^9 bytes, a GiB 2^30, a month 730 hours."""
+
+    cpu_hour: str
+    memory_gb_hour: str
+    volume_gib_month: str
+    currency: str
+
+
+class UsageDays(Schema):
+    """From which day to which, both included (UTC); by default this month so far."""
+
+    first: date | None = Field(default=None, alias="from")
+    last: date | None = Field(default=None, alias="to")
+
+
+class UsageOut(Schema):
+    """What the organization used from the first day to the last, both included (UTC)."""
+
+    first_day: str
+    last_day: str
+    by: Literal["day", "hour", "sandbox"]
+    begins: str | None
+    totals: UseOut
+    series: list[UsePeriod]
+    sandboxes: list[UseSandbox]
+    prices: PricesOut
+    spending: SpendingOut
+
+
 class Me(Schema):
     """Who is asking, where, and what he may do."""
 
@@ -209,6 +295,7 @@ class Me(Schema):
     may: list[str]
     organizations: list[MembershipOut]
     quota: Quota
+    spending: SpendingOut
 
 
 class AuditOut(Schema):

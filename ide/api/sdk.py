@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from ide.api.access import actor_of_request
-from ide.errors import body_of, status_of
+from ide.errors import body_of, headers_of, status_of
 from ide.rpc.handshake import moment
 from sandboxes.database import in_thread
 from sandboxes.errors import DomainError, Invalid
@@ -39,7 +39,7 @@ def _view(*allowed: str) -> Callable[[Callable[..., Awaitable[HttpResponse]]], V
                 actor = await in_thread(actor_of_request, request)
                 return await work(request, actor, **kwargs)
             except DomainError as error:
-                return JsonResponse(body_of(error), status=status_of(error))
+                return JsonResponse(body_of(error), status=status_of(error), headers=headers_of(error))
 
         return view  # type: ignore[no-any-return, unused-ignore]
 

@@ -8,9 +8,9 @@ from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 
-from ide.api import members, organization, sandboxes, tokens
+from ide.api import members, organization, sandboxes, tokens, usage
 from ide.api.access import actor_of_request
-from ide.errors import body_of, status_of
+from ide.errors import body_of, headers_of, status_of
 from sandboxes.database import in_thread
 from sandboxes.errors import DomainError, Invalid
 
@@ -22,7 +22,7 @@ async def _access(request: HttpRequest) -> Any:
 api = NinjaAPI(
     title="Atoll",
     version="1",
-    description="Sandboxes, people and tokens. docs/api.md explains it.",
+    description="Sandboxes, people, tokens and use. docs/api.md explains it.",
     auth=_access,
     docs_url=None,
     urls_namespace="api-v1",
@@ -31,11 +31,15 @@ api.add_router("/sandboxes", sandboxes.router)
 api.add_router("/members", members.router)
 api.add_router("/tokens", tokens.router)
 api.add_router("", organization.router)
+api.add_router("", usage.router)
 
 
 @api.exception_handler(DomainError)
 def _domain(request: HttpRequest, error: DomainError) -> HttpResponse:
-    return api.create_response(request, body_of(error), status=status_of(error))
+    response = api.create_response(request, body_of(error), status=status_of(error))
+    for name, value in headers_of(error).items():
+        response[name] = value
+    return response
 
 
 @api.exception_handler(ValidationError)

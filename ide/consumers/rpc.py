@@ -13,7 +13,7 @@ import structlog
 from django.utils import timezone
 
 from ide.auth import Scope, actor_of_scope, actor_of_session, header, revoked
-from ide.errors import body_of, status_of
+from ide.errors import body_of, headers_of, status_of
 from ide.rpc import methods
 from ide.rpc.connection import Connection
 from ide.rpc.envelope import Malformed
@@ -142,6 +142,7 @@ class Socket(ABC):
                 "headers": [
                     (b"content-type", b"application/json"),
                     (b"x-deno-trace-id", self.trace.encode()),
+                    *((name.lower().encode(), value.encode()) for name, value in headers_of(error).items()),
                 ],
             }
         )

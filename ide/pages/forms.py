@@ -43,6 +43,19 @@ class OrganizationForm(forms.Form):
     name = forms.CharField(max_length=100, widget=forms.TextInput({"autocomplete": "organization"}))
 
 
+class SpendingForm(forms.Form):
+    """What may be spent in a calendar month; empty: as much as the limits allow."""
+
+    spending_cap = forms.DecimalField(
+        label="Spending cap",
+        required=False,
+        min_value=0,
+        max_digits=12,
+        decimal_places=2,
+        widget=forms.NumberInput({"step": "0.01", "inputmode": "decimal", "placeholder": "No cap"}),
+    )
+
+
 class NewOrganizationForm(OrganizationForm):
     """A name, and a slug that is made of it where none is given."""
 

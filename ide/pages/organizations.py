@@ -11,11 +11,13 @@ from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from ide.pages.forms import NewOrganizationForm, OrganizationForm, refused
+from ide.pages.forms import NewOrganizationForm, OrganizationForm, SpendingForm, refused
 from ide.pages.frame import CHOSEN, frame, membership_of, nowhere
 from sandboxes.errors import DomainError, Forbidden
 from sandboxes.models import Membership, User
-from sandboxes.services import accounts, organizations
+from sandboxes.selectors.spending import spending_of
+from sandboxes.services import accounts, limits, organizations
+from sandboxes.services.spending import spending_cap_set
 
 
 def _posted_membership(request: HttpRequest) -> Membership:
@@ -49,8 +51,48 @@ def settings(request: HttpRequest) -> HttpResponse:
             request.session[CHOSEN] = renamed.slug
             messages.success(request, f"This organization is called {renamed.name} now.")
             return redirect("pages:organization")
-    shown = {"form": form, **frame(request, "organization", membership)}
-    return render(request, "account/organization.html", shown, status=400 if form.errors else 200)
+    return _settings(request, membership, form=form)
+
+
+@login_required
+@require_POST
+def spending(request: HttpRequest) -> HttpResponse:
+    """What may be spent in a month; an owner sets it."""
+    membership = _posted_membership(request)
+    form = SpendingForm(request.POST)
+    if form.is_valid():
+        actor = accounts.actor_of(user=cast(User, request.user), membership=membership)
+        try:
+            spending_cap_set(actor=actor, cap=form.cleaned_data["spending_cap"])
+        except Forbidden:
+            return render(request, "403.html", {"reason": "Only an owner sets the spending cap."}, status=403)
+        except DomainError as error:
+            refused(form, error)
+        else:
+            request.session[CHOSEN] = membership.organization.slug
+            messages.success(request, "The spending cap is set.")
+            return redirect("pages:organization")
+    return _settings(request, membership, cap_form=form)
+
+
+def _settings(
+    request: HttpRequest,
+    membership: Membership,
+    *,
+    form: OrganizationForm | None = None,
+    cap_form: SpendingForm | None = None,
+) -> HttpResponse:
+    """The page with what was typed into one of its forms, and what is stored in the other."""
+    organization = membership.organization
+    shown = {
+        "form": form or OrganizationForm(initial={"name": organization.name}),
+        "cap_form": cap_form or SpendingForm(initial={"spending_cap": organization.spending_cap}),
+        "limits": limits.limits_shown(organization),
+        "spending": spending_of(organization=organization),
+        **frame(request, "organization", membership),
+    }
+    wrong = (form and form.errors) or (cap_form and cap_form.errors)
+    return render(request, "account/organization.html", shown, status=400 if wrong else 200)
 
 
 @login_required

@@ -53,6 +53,14 @@ def members(request: HttpRequest) -> HttpResponse:
 @login_required
 @never_cache
 @require_GET
+def usage(request: HttpRequest) -> HttpResponse:
+    """What the organization uses, and what it costs."""
+    return _page(request, "account/usage.html", "usage")
+
+
+@login_required
+@never_cache
+@require_GET
 def workspace(request: HttpRequest, sandbox: str) -> HttpResponse:
     """One sandbox in the IDE, in whichever of the person's organizations it is."""
     try:

@@ -7,6 +7,7 @@ from sandboxes.models.organization import Membership, Organization, Role
 from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
 from sandboxes.models.timeline import TimelineEntry
 from sandboxes.models.token import Token
+from sandboxes.models.usage import UsageHour, UsageMeter
 
 __all__ = [
     "AuditEntry",
@@ -21,6 +22,8 @@ __all__ = [
     "StopCause",
     "TimelineEntry",
     "Token",
+    "UsageHour",
+    "UsageMeter",
     "User",
     "WebProcess",
 ]

@@ -21,8 +21,17 @@ class Organization(models.Model):
     slug = models.SlugField(max_length=40, unique=True)
     name = models.CharField(max_length=100)
     created_at = models.DateTimeField(auto_now_add=True)
-    # None: the installation's default, ATOLL_QUOTA_CONCURRENT
+    # None: the installation's default (docs/settings.md). 0: no limit, and of quota_concurrent: nothing may run.
     quota_concurrent = models.PositiveIntegerField(null=True, blank=True)
+    quota_vcpus = models.PositiveIntegerField(null=True, blank=True)
+    quota_memory_mib = models.PositiveIntegerField(null=True, blank=True)
+    quota_disk_gib = models.PositiveIntegerField(null=True, blank=True)
+    quota_creates_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    max_lifetime = models.PositiveIntegerField(null=True, blank=True)
+    # What its owners let it spend in a calendar month (UTC); None: as much as its limits allow.
+    spending_cap = models.DecimalField(max_digits=12, decimal_places=2, null=True, blank=True)
+    # The month and level its people were last told of, as in "2026-11:near".
+    spending_notice = models.CharField(max_length=20, blank=True)
 
     def __str__(self) -> str:
         return self.slug

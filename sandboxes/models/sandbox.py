@@ -49,7 +49,7 @@ class StopCause(models.TextChoices):
     IDLE = "idle", "nobody used it"
     HOST_SHUTDOWN = "host_shutdown", "Atoll was stopped on its host"
     LOW_MEMORY = "low_memory", "the host was short of memory"
-    SPENDING_CAP = "spending_cap", "the organization's spending cap was reached"
+    SPENDING_CAP = "spending_cap", "the organization's spending cap for this month is reached"
     HOST_OUT_OF_MEMORY = "host_out_of_memory", "the host ran out of memory and ended the machine"
     RESUME_FAILED = "resume_failed", "its saved memory could not be restored"
 

@@ -9,9 +9,8 @@ from django.db.models import Q
 from django.utils import timezone
 
 from sandboxes import permissions, states
-from sandboxes.config import config
 from sandboxes.errors import NotFound
-from sandboxes.models import Kind, Organization, Sandbox, SandboxState
+from sandboxes.models import Kind, Sandbox, SandboxState
 from sandboxes.permissions import Actor
 
 SHOWN_FOR = timedelta(days=1)
@@ -62,11 +61,3 @@ def sandbox_list_deleted(*, actor: Actor) -> list[Sandbox]:
         deleted_at__gt=timezone.now() - states.RESTORABLE_FOR,
     )
     return list(rows.order_by("-deleted_at")[:200])
-
-
-def quota(*, actor: Actor) -> tuple[int, int]:
-    """(used, limit) of the organization's concurrent sandboxes."""
-    organization = Organization.objects.get(pk=actor.organization_id)
-    limit = organization.quota_concurrent
-    used = Sandbox.objects.filter(organization_id=actor.organization_id, state__in=states.ACTIVE).count()
-    return used, config()["quota_concurrent"] if limit is None else limit

@@ -19,12 +19,14 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from sandboxes import audit, events, ids, limits, permissions, quotas, runtime, states, timeline
+from sandboxes import audit, events, ids, permissions, quotas, runtime, states, timeline
 from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Invalid, NotFound, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause, TimelineEntry
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
+from sandboxes.quotas import Amount
+from sandboxes.services import limits, usage
 from sandboxes.states import Move
 from vm import background
 from vm.api import Identity, MachineInfo, MachineSpec, MachineState
@@ -74,8 +76,9 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
+    asked = Amount(sandboxes=1, vcpus=quotas.VCPUS, memory_mib=wanted.memory_mb, disk_gib=quotas.DISK_GIB)
     with transaction.atomic():
-        require_room(actor.organization_id)
+        organization = require_room(actor.organization_id, asked, new=True)
         return sandbox_insert(
             actor=actor,
             kind=wanted.kind,
@@ -87,7 +90,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             env=dict(wanted.env),
             session=wanted.session,
             held_by_id=wanted.held_by,
-            stop_at=_deadline(wanted, Organization.objects.get(pk=actor.organization_id), now),
+            stop_at=_deadline(wanted, organization, now),
         )
 
 
@@ -126,15 +129,15 @@ def sandbox_insert(*, actor: Actor, action: str = "sandbox.create", **fields: An
     return sandbox
 
 
-def require_room(organization_id: int) -> None:
-    """Return if one more sandbox may run, else QuotaExceeded; to be called in the transaction that takes the place."""
+def require_room(organization_id: int, asked: Amount, *, new: bool = False) -> Organization:
+    """The organization, locked, with room for what is asked for; `new`: beside what exists. QuotaExceeded.
+
+    To be called in the transaction that takes the place.
+    """
     # Keeps two creates on PostgreSQL from both seeing the last place; SQLite's transaction is immediate anyway.
     organization = Organization.objects.select_for_update().get(pk=organization_id)
-    limit = organization.quota_concurrent
-    quotas.check_room(
-        used=Sandbox.objects.filter(organization_id=organization_id, state__in=states.ACTIVE).count(),
-        limit=config()["quota_concurrent"] if limit is None else limit,
-    )
+    limits.room_require(organization=organization, asked=asked, new=new)
+    return organization
 
 
 def sandbox_move(
@@ -178,6 +181,7 @@ def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
     A machine that runs moves only a row that waits for that, and one that is suspended only a row that is not resumed
     again since: old news change nothing.
     """
+    usage.usage_measure(sandbox=sandbox, info=info)
     match info.state:
         case MachineState.STOPPED:
             cause = StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
@@ -347,7 +351,8 @@ async def sandbox_stop(
 async def sandbox_stop_finish(*, sandbox: Sandbox) -> None:
     """End the machine of a stopping row and write the end down. Repeatable; the reconciler repeats what failed."""
     try:
-        await runtime.node().machine_stop(sandbox.machine)
+        info = await runtime.node().machine_stop(sandbox.machine)
+        await in_thread(usage.usage_measure, sandbox=sandbox, info=info)
     except MachineGone:
         pass
     except VmError as error:
@@ -396,7 +401,7 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
     if not states.can_start_again(sandbox.kind):
         raise Conflict("a sandbox is gone when it stops; only a workspace can be started again", state=sandbox.state)
     with transaction.atomic():
-        require_room(sandbox.organization_id)
+        require_room(sandbox.organization_id, limits.to_run(sandbox))
         if not sandbox_move(
             sandbox=sandbox,
             move=Move.START,
@@ -486,7 +491,7 @@ def sandbox_change(
 
 
 def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> datetime:
-    """The deadline after the request: never earlier than before, never later than the organization's longest lifetime.
+    """The deadline after the request: never earlier than before, never further away than the organization's limit.
 
     A session sandbox gets no deadline by it; what is returned is then only the time that was promised.
     Conflict when it has ended.

@@ -14,11 +14,13 @@ import structlog
 from django.db import transaction
 from django.utils import timezone
 
-from sandboxes import limits, permissions, quotas, runtime
+from sandboxes import permissions, quotas, runtime
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
+from sandboxes.quotas import Amount
+from sandboxes.services import limits, usage
 from sandboxes.services.lifecycle import (
     machine_spec,
     require_room,
@@ -86,13 +88,14 @@ async def sandbox_suspend(
 async def sandbox_suspend_finish(*, sandbox: Sandbox) -> None:
     """Have the machine of a suspending row saved and write down what came of it. Repeatable."""
     try:
-        await runtime.node().machine_suspend(sandbox.machine)
+        info = await runtime.node().machine_suspend(sandbox.machine)
     except NodeUnreachable as error:
         # It may have been saved all the same: the reconciler looks.
         log.warning("node does not answer while a machine is saved", sandbox=sandbox.public_id, error=error.detail)
     except VmError as error:
         await in_thread(sandbox_run_on, sandbox=sandbox, why=error.detail or str(error))
     else:
+        await in_thread(usage.usage_measure, sandbox=sandbox, info=info)
         await in_thread(sandbox_suspended, sandbox=sandbox)
 
 
@@ -139,7 +142,7 @@ def sandbox_resume(*, sandbox: Sandbox, actor: AnyActor, why: str = "") -> bool:
         sandbox.refresh_from_db()
         if sandbox.state != SandboxState.SUSPENDED:
             return False
-        require_room(sandbox.organization_id)
+        require_room(sandbox.organization_id, limits.to_run(sandbox))
         return sandbox_move(sandbox=sandbox, move=Move.RESUME, actor=actor, why=why, detail={"why": why}, note="")
 
 
@@ -224,7 +227,8 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
         if sandbox.state != SandboxState.RUNNING or sandbox.unresponsive:
             state = "silent" if sandbox.state == SandboxState.RUNNING else sandbox.state
             raise Conflict(f"it is {state}: only one that runs can be forked", state=sandbox.state)
-        require_room(sandbox.organization_id)
+        asked = Amount(sandboxes=1, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mb, disk_gib=sandbox.disk_gib)
+        require_room(sandbox.organization_id, asked, new=True)
         return sandbox_insert(
             actor=actor,
             action="sandbox.fork",

@@ -45,6 +45,7 @@ def _in_memory(data: Path) -> Iterator[Place]:
     """A web process whose machines are agents on this host."""
     port = free_port()
     environment = {**os.environ, "ATOLL_DATA": str(data), "ATOLL_QUOTA_CONCURRENT": "50"}
+    environment["ATOLL_QUOTA_CREATES_PER_MINUTE"] = "0"
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     if not (CHECKOUT / "frontend" / "dist" / "manifest.json").exists():
         pytest.fail("the front end is not built: cd frontend && npm ci && npm run build")

@@ -38,6 +38,11 @@ def test_lists_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ATOLL_PUBLIC_URL", "atoll.example.org"),
         ("ATOLL_PUBLIC_URL", "https://atoll.example.org/path"),
         ("ATOLL_QUOTA_CONCURRENT", "-1"),
+        ("ATOLL_QUOTA_MEMORY_MIB", "lots"),
+        ("ATOLL_MAX_LIFETIME", "-1"),
+        ("ATOLL_PRICE_CPU_HOUR", "-0.05"),
+        ("ATOLL_PRICE_VOLUME_GIB_MONTH", "NaN"),
+        ("ATOLL_CURRENCY", "dollars"),
     ],
 )
 def test_wrong_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

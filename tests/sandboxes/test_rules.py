@@ -10,6 +10,7 @@ from sandboxes import ids, permissions, quotas, states
 from sandboxes.errors import Forbidden, Invalid, NotFound, QuotaExceeded
 from sandboxes.models import Role, SandboxState
 from sandboxes.permissions import SYSTEM, Actor
+from sandboxes.quotas import Amount, Limits
 from sandboxes.states import Move
 
 
@@ -110,6 +111,7 @@ def test_env_out_of_bounds(env: dict[str, str]) -> None:
 
 def test_room() -> None:
     """The last place may be taken, one more not."""
-    quotas.check_room(used=4, limit=5)
+    one = Amount(sandboxes=1)
+    quotas.check_room(used=Amount(sandboxes=4), asked=one, limits=Limits(concurrent=5))
     with pytest.raises(QuotaExceeded):
-        quotas.check_room(used=5, limit=5)
+        quotas.check_room(used=Amount(sandboxes=5), asked=one, limits=Limits(concurrent=5))

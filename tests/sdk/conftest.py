@@ -66,6 +66,7 @@ def _fake(folder: Path, *, boot_delay: float) -> Iterator[Server]:
         "ATOLL_DATA": str(data),
         "PYTHONPATH": str(CHECKOUT),
         "ATOLL_TEST_BOOT_DELAY": str(boot_delay),
+        "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
     }
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     log = (data / "log").open("wb")

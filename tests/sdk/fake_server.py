@@ -26,6 +26,8 @@ def main(port: int) -> None:
 
     call_command("migrate", verbosity=0)
     from sandboxes import reconcile, runtime
+    from sandboxes.services.spending import spending_enforce
+    from sandboxes.services.usage import usage_collect
     from tests.sdk.accounts import prepare
     from vm.background import spawn
     from vm.fake import FakeNode
@@ -39,6 +41,8 @@ def main(port: int) -> None:
             await asyncio.sleep(1)
             await reconcile.expire()
             await reconcile.reconcile()
+            await usage_collect()
+            await spending_enforce()
 
     async def with_turns(scope: dict[str, Any], receive: Any, send: Any) -> None:
         nonlocal started

@@ -178,6 +178,10 @@ export class Api {
     return this.#ask("PATCH", `/members/${id}`, { role });
   }
 
+  usage(days: { from: string; to: string }): Promise<Schemas["UsageOut"]> {
+    return this.#ask("GET", `/usage?from=${days.from}&to=${days.to}`);
+  }
+
   memberRemove(id: number): Promise<void> {
     return this.#ask("DELETE", `/members/${id}`);
   }

@@ -428,6 +428,66 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Usage
+         * @description What was used from one day to another, both included (UTC); by default this month so far.
+         */
+        get: operations["ide_api_usage_usage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/usage.csv": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Usage Csv
+         * @description The same as CSV: one line for each day and each sandbox that used anything on it.
+         */
+        get: operations["ide_api_usage_usage_csv"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/usage/cap": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Cap
+         * @description Set what may be spent in a calendar month; for owners.
+         */
+        put: operations["ide_api_usage_cap"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -449,6 +509,20 @@ export interface components {
             };
             /** Target */
             target: string;
+        };
+        /**
+         * CostOut
+         * @description What use costs, as decimal text with six places.
+         */
+        CostOut: {
+            /** Cpu */
+            cpu: string;
+            /** Memory */
+            memory: string;
+            /** Total */
+            total: string;
+            /** Volume */
+            volume: string;
         };
         /**
          * Extension
@@ -493,6 +567,7 @@ export interface components {
             quota: components["schemas"]["Quota"];
             /** Role */
             role: string;
+            spending: components["schemas"]["SpendingOut"];
             user: components["schemas"]["Person"] | null;
         };
         /**
@@ -573,6 +648,20 @@ export interface components {
             email: string;
             /** Name */
             name: string;
+        };
+        /**
+         * PricesOut
+         * @description The price table: a GB is 10^9 bytes, a GiB 2^30, a month 730 hours.
+         */
+        PricesOut: {
+            /** Cpu Hour */
+            cpu_hour: string;
+            /** Currency */
+            currency: string;
+            /** Memory Gb Hour */
+            memory_gb_hour: string;
+            /** Volume Gib Month */
+            volume_gib_month: string;
         };
         /**
          * Problem
@@ -740,6 +829,35 @@ export interface components {
             vcpus: number;
         };
         /**
+         * SpendingCap
+         * @description What may be spent in a calendar month; null lifts the cap.
+         */
+        SpendingCap: {
+            /** Cap */
+            cap: number | string | null;
+        };
+        /**
+         * SpendingOut
+         * @description Spending of the calendar month (UTC) against its cap; amounts as decimal text.
+         */
+        SpendingOut: {
+            /** Cap */
+            cap: string | null;
+            /** Currency */
+            currency: string;
+            /**
+             * Level
+             * @enum {string}
+             */
+            level: "no_cap" | "below" | "near" | "reached";
+            /** Month */
+            month: string;
+            /** Month Ends */
+            month_ends: string;
+            /** Spent */
+            spent: string;
+        };
+        /**
          * TimelineOut
          * @description Something that happened to a sandbox; `duration_seconds` until the next entry.
          */
@@ -831,6 +949,112 @@ export interface components {
             role: string;
             /** Scopes */
             scopes: string[];
+        };
+        /**
+         * UsageDays
+         * @description From which day to which, both included (UTC); by default this month so far.
+         */
+        UsageDays: {
+            /** From */
+            from?: string | null;
+            /** To */
+            to?: string | null;
+        };
+        /**
+         * UsageOut
+         * @description What the organization used from the first day to the last, both included (UTC).
+         */
+        UsageOut: {
+            /** Begins */
+            begins: string | null;
+            /**
+             * By
+             * @enum {string}
+             */
+            by: "day" | "hour" | "sandbox";
+            /** First Day */
+            first_day: string;
+            /** Last Day */
+            last_day: string;
+            prices: components["schemas"]["PricesOut"];
+            /** Sandboxes */
+            sandboxes: components["schemas"]["UseSandbox"][];
+            /** Series */
+            series: components["schemas"]["UsePeriod"][];
+            spending: components["schemas"]["SpendingOut"];
+            totals: components["schemas"]["UseOut"];
+        };
+        /**
+         * UseOut
+         * @description What was used: as it is counted, in the units of the price table, and its cost.
+         */
+        UseOut: {
+            cost: components["schemas"]["CostOut"];
+            /** Cpu Hours */
+            cpu_hours: number;
+            /** Cpu Seconds */
+            cpu_seconds: number;
+            /** Disk Byte Seconds */
+            disk_byte_seconds: number;
+            /** Memory Gb Hours */
+            memory_gb_hours: number;
+            /** Memory Mib Seconds */
+            memory_mib_seconds: number;
+            /** Volume Gib Months */
+            volume_gib_months: number;
+        };
+        /**
+         * UsePeriod
+         * @description An hour or a day; `disk_gib` is the average over what of it is over.
+         */
+        UsePeriod: {
+            /** At */
+            at: string;
+            cost: components["schemas"]["CostOut"];
+            /** Cpu Hours */
+            cpu_hours: number;
+            /** Cpu Seconds */
+            cpu_seconds: number;
+            /** Disk Byte Seconds */
+            disk_byte_seconds: number;
+            /** Disk Gib */
+            disk_gib: number;
+            /** Memory Gb Hours */
+            memory_gb_hours: number;
+            /** Memory Mib Seconds */
+            memory_mib_seconds: number;
+            /** Volume Gib Months */
+            volume_gib_months: number;
+        };
+        /**
+         * UseSandbox
+         * @description What one sandbox used, which may be deleted by now.
+         */
+        UseSandbox: {
+            cost: components["schemas"]["CostOut"];
+            /** Cpu Hours */
+            cpu_hours: number;
+            /** Cpu Seconds */
+            cpu_seconds: number;
+            /** Disk Byte Seconds */
+            disk_byte_seconds: number;
+            /** Id */
+            id: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "sandbox" | "workspace";
+            /** Memory Gb Hours */
+            memory_gb_hours: number;
+            /** Memory Mib Seconds */
+            memory_mib_seconds: number;
+            /** Name */
+            name: string;
+            /** State */
+            state: string;
+            /** Volume Gib Months */
+            volume_gib_months: number;
         };
     };
     responses: never;
@@ -1833,6 +2057,122 @@ export interface operations {
             };
             /** @description Not Found */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_usage_usage: {
+        parameters: {
+            query?: {
+                from?: string | null;
+                to?: string | null;
+                by?: "day" | "hour" | "sandbox";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UsageOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_usage_usage_csv: {
+        parameters: {
+            query?: {
+                from?: string | null;
+                to?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_usage_cap: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SpendingCap"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SpendingOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -99,3 +99,24 @@ def test_what_is_of_another_organization_is_not_there(home: Team, other: Team) -
     for path in ("/api/v1/sandboxes", "/api/v1/members", "/api/v1/tokens", "/api/v1/audit"):
         assert client.get(path, {"organization": "other"}).status_code == 404
         assert "other" not in client.get(path, {"organization": "mine"}).content.decode()
+
+
+def test_limits_are_shown_to_members_and_the_cap_is_set_by_owners(home: Team) -> None:
+    """What is wrong is said beside the field; the other form keeps what is stored."""
+    factories.row(home, state="running")
+    page = signed_in(home, "viewer").get("/organization").content.decode()
+    assert "Memory of running sandboxes" in page
+    assert "1280" in page
+    assert 'name="spending_cap"' not in page
+    form = {"organization": "home", "spending_cap": "20"}
+    assert signed_in(home, "admin").post("/organization/spending", form).status_code == 403
+    owner = signed_in(home, "owner")
+    assert "cap is set" in owner.post("/organization/spending", form, follow=True).content.decode()
+    assert 'value="20.00"' in owner.get("/organization").content.decode()
+    wrong = owner.post("/organization/spending", {**form, "spending_cap": "-3"})
+    assert wrong.status_code == 400
+    assert "greater than or equal to 0" in wrong.content.decode()
+    assert 'value="Home"' in wrong.content.decode()
+    owner.post("/organization/spending", {**form, "spending_cap": ""})
+    assert Organization.objects.get(slug="home").spending_cap is None
+    assert owner.post("/organization/spending", {**form, "organization": "elsewhere"}).status_code == 404

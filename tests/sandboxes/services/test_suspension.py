@@ -13,9 +13,9 @@ from sandboxes.background import spawn
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, NotFound, QuotaExceeded, Suspended, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
-from sandboxes.selectors.sandboxes import quota, sandbox_list
+from sandboxes.selectors.sandboxes import sandbox_list
 from sandboxes.selectors.timeline import timeline_list
-from sandboxes.services import lifecycle, streams, suspension
+from sandboxes.services import lifecycle, limits, streams, suspension
 from tests import factories
 from tests.factories import Team
 from vm.api import MachineState, Origin, StopReason
@@ -51,7 +51,7 @@ async def test_suspend_and_resume(home: Team, node: FakeNode) -> None:
     )
     assert workspace.stopped_at is not None
     assert await machine_state(node, workspace) is MachineState.SUSPENDED
-    assert (await in_thread(quota, actor=home.member))[0] == 0
+    assert (await in_thread(limits.in_use, home.organization)).sandboxes == 0
     started = workspace.started_at
     await suspension.sandbox_wake(sandbox=workspace, actor=home.admin, why="a test", beside=False)
     assert (workspace.state, workspace.stop_cause, workspace.origin) == ("running", "", "resume")
@@ -324,7 +324,7 @@ async def test_fork_that_fails(home: Team, node: FakeNode, error: Any) -> None:
     with pytest.raises(Unavailable, match=error.detail):
         await suspension.sandbox_fork(sandbox=workspace, actor=home.member)
     assert [row.pk for row in await in_thread(sandbox_list, actor=home.member)] == [workspace.pk]
-    assert (await in_thread(quota, actor=home.member))[0] == 1
+    assert (await in_thread(limits.in_use, home.organization)).sandboxes == 1
 
 
 async def test_silent_node(home: Team, node: FakeNode) -> None:

@@ -1,0 +1,78 @@
+/** Bars of one value a day, by uPlot, which is loaded when the first chart is drawn. */
+import type uPlot from "uplot";
+import { amount } from "../../core/usage";
+
+export interface Plot {
+  /** Show one day as if it were pointed at; null: none. */
+  point(day: number | null): void;
+  destroy(): void;
+}
+
+const HEIGHT = 168;
+
+/** Draws into `target`; `onPoint` is told the index of the day that is pointed at, or null. */
+export async function draw(
+  target: HTMLElement,
+  values: number[],
+  colour: string,
+  onPoint: (index: number | null) => void,
+): Promise<Plot> {
+  const [{ default: UPlot }] = await Promise.all([import("uplot"), import("uplot/dist/uPlot.min.css")]);
+  const style = getComputedStyle(document.documentElement);
+  const token = (name: string) => style.getPropertyValue(name).trim();
+  const font = `${token("--t-xs")} ${token("--sans")}`;
+  const top = Math.max(...values, 0);
+  const axis = { stroke: token("--ink-3"), font, ticks: { show: false } } as const;
+  const options: uPlot.Options = {
+    width: target.clientWidth,
+    height: HEIGHT,
+    padding: [8, 4, 0, 0],
+    legend: { show: false },
+    scales: {
+      x: { time: false, range: [0.4, values.length + 0.6] },
+      // Without anything used there is still a line to stand on.
+      y: { range: [0, top > 0 ? top * 1.1 : 1] },
+    },
+    axes: [
+      { ...axis, grid: { show: false }, size: 22, gap: 3, space: 34, incrs: [1, 2, 5, 10] },
+      {
+        ...axis,
+        grid: { stroke: token("--line"), width: 1 },
+        size: 44,
+        space: 36,
+        values: (_, splits) => splits.map((split) => amount(split)),
+      },
+    ],
+    series: [
+      {},
+      {
+        fill: colour,
+        width: 0,
+        points: { show: false },
+        ...(UPlot.paths.bars ? { paths: UPlot.paths.bars({ size: [0.66, 26], radius: 0.12 }) } : {}),
+      },
+    ],
+    cursor: {
+      y: false,
+      points: { show: false },
+      drag: { x: false, y: false },
+      // The line stands in the middle of the bar that is told of.
+      move: (plot, left, top) => [left < 0 ? left : plot.valToPos(plot.posToIdx(left) + 1, "x"), top],
+    },
+    hooks: { setCursor: [(plot) => onPoint(plot.cursor.idx ?? null)] },
+  };
+  const data: uPlot.AlignedData = [values.map((_, index) => index + 1), values];
+  const plot = new UPlot(options, data, target);
+  const observer = new ResizeObserver(() => plot.setSize({ width: target.clientWidth, height: HEIGHT }));
+  observer.observe(target);
+  return {
+    point(day) {
+      const left = day === null ? -10 : plot.valToPos(day + 1, "x");
+      plot.setCursor({ left, top: day === null ? -10 : 0 });
+    },
+    destroy() {
+      observer.disconnect();
+      plot.destroy();
+    },
+  };
+}

@@ -1,0 +1,167 @@
+"""Use over REST: what was used and what it costs, of one's own organization only."""
+
+from __future__ import annotations
+
+import csv
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState, UsageHour
+from sandboxes.services import tokens
+from tests import factories
+from tests.factories import Team
+from tests.ide.pages.test_views import signed_in
+
+GIB = 2**30
+
+
+def hour(sandbox: Sandbox, day: int, hour: int, *, cpu: float = 0, memory: float = 0, disk: float = 0) -> None:
+    UsageHour.objects.create(
+        organization_id=sandbox.organization_id,
+        sandbox=sandbox,
+        hour=datetime(2026, 10, day, hour, tzinfo=UTC),
+        cpu_seconds=cpu,
+        memory_mib_seconds=memory,
+        disk_byte_seconds=disk,
+    )
+
+
+@pytest.fixture
+def used(home: Team, other: Team) -> tuple[Sandbox, Sandbox]:
+    """Two sandboxes of home in October, and one of another organization."""
+    first = factories.row(home, kind=Kind.WORKSPACE, name='=SUM(A1), "tides"', state=SandboxState.STOPPED)
+    second = factories.row(home, state=SandboxState.DELETED)
+    hour(first, 1, 0, cpu=3600, memory=1280 * 3600, disk=GIB * 3600)
+    hour(first, 1, 23, cpu=1800, disk=GIB * 3600)
+    hour(first, 2, 0, disk=GIB * 3600)
+    hour(second, 1, 5, cpu=360, memory=1280 * 600)
+    hour(factories.row(other, name="secret"), 1, 5, cpu=99_999)
+    return first, second
+
+
+def ask(team: Team, path: str, role: str = "viewer") -> Any:
+    return signed_in(team, role).get(f"/api/v1/{path}")
+
+
+def test_a_range_by_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
+    answer = ask(home, "usage?from=2026-10-01&to=2026-10-03").json()
+    assert (answer["first_day"], answer["last_day"], answer["begins"]) == ("2026-10-01", "2026-10-03", "2026-10-01")
+    assert [(p["at"][:10], p["cpu_hours"]) for p in answer["series"]] == [
+        ("2026-10-01", 1.6),
+        ("2026-10-02", 0),
+        ("2026-10-03", 0),
+    ]
+    assert [p["disk_gib"] for p in answer["series"]] == [round(2 / 24, 6), round(1 / 24, 6), 0]
+    totals = answer["totals"]
+    assert (totals["cpu_seconds"], totals["cpu_hours"]) == (5760, 1.6)
+    assert totals["cost"]["cpu"] == "0.080000"
+    assert totals["cost"]["memory"] == "0.025054"
+    assert answer["prices"] == {
+        "cpu_hour": "0.05",
+        "memory_gb_hour": "0.016",
+        "volume_gib_month": "0.20",
+        "currency": "USD",
+    }
+    by_id = {row["id"]: row for row in answer["sandboxes"]}
+    assert by_id[used[0].public_id]["cpu_hours"] == 1.5
+    assert by_id[used[1].public_id]["state"] == "deleted"
+    assert "secret" not in str(answer)
+
+
+def test_by_hour_and_by_sandbox(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
+    hours = ask(home, "usage?from=2026-10-01&to=2026-10-02&by=hour").json()["series"]
+    assert len(hours) == 48
+    assert [(p["at"], p["cpu_hours"]) for p in hours if p["cpu_hours"]] == [
+        ("2026-10-01T00:00:00.000Z", 1.0),
+        ("2026-10-01T05:00:00.000Z", 0.1),
+        ("2026-10-01T23:00:00.000Z", 0.5),
+    ]
+    assert hours[0]["disk_gib"] == 1
+    answer = ask(home, "usage?from=2026-10-01&to=2026-10-02&by=sandbox").json()
+    assert (answer["series"], len(answer["sandboxes"])) == ([], 2)
+
+
+def test_by_default_this_month_so_far(home: Team) -> None:
+    """Nothing was used: everything is there, and is nothing."""
+    answer = ask(home, "usage").json()
+    assert answer["first_day"].endswith("-01")
+    assert answer["first_day"] <= answer["last_day"]
+    assert (answer["begins"], answer["sandboxes"], answer["totals"]["cost"]["total"]) == (None, [], "0.000000")
+    assert answer["spending"]["level"] == "no_cap"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=2026-10-02&to=2026-10-01",
+        "from=2020-01-01&to=2026-10-01",
+        "from=2026-10-01&to=2026-11-01&by=hour",
+        "from=october",
+        "by=week",
+        "from=9999-12-31&to=9999-12-31",
+        "to=0001-01-01",
+    ],
+)
+def test_ranges_that_cannot_be_meant(home: Team, query: str) -> None:
+    answer = ask(home, f"usage?{query}")
+    assert answer.status_code == (400 if query != "to=0001-01-01" else 200), answer.content
+
+
+def test_the_table_has_a_line_for_each_sandbox_and_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
+    """A name that a spreadsheet would run is text there."""
+    answer = ask(home, "usage.csv?from=2026-10-01&to=2026-10-31")
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    assert 'filename="usage-2026-10-01-2026-10-31.csv"' in answer["Content-Disposition"]
+    lines = list(csv.DictReader(StringIO(answer.content.decode())))
+    assert [(line["day"], line["sandbox"], line["cpu_seconds"]) for line in lines] == [
+        ("2026-10-01", used[0].public_id, "5400.0"),
+        ("2026-10-01", used[1].public_id, "360.0"),
+        ("2026-10-02", used[0].public_id, "0.0"),
+    ]
+    assert lines[0]["name"] == '\'=SUM(A1), "tides"'
+    assert (lines[1]["cost"], lines[1]["currency"]) == ("0.008579", "USD")
+    assert ask(home, "usage.csv?from=2026-10-02&to=2026-10-01").status_code == 400
+
+
+def test_another_organization_s_use_does_not_exist(home: Team, other: Team, used: tuple[Sandbox, Sandbox]) -> None:
+    for path in ("usage", "usage.csv"):
+        assert ask(home, f"{path}?organization=other").status_code == 404
+        text = ask(other, f"{path}?from=2026-10-01&to=2026-10-31").content.decode()
+        assert "secret" in text
+        assert used[0].public_id not in text
+        assert Client().get(f"/api/v1/{path}").status_code == 401
+
+
+def test_a_token_that_reads_reads_this_too(home: Team) -> None:
+    for scope, cap in (("read", 403), ("sandboxes", 403), ("organization", 200)):
+        _token, secret = tokens.token_create(actor=home.owner, name="x", scopes=[scope])
+        header = {"Authorization": f"Bearer {secret}"}
+        assert Client().get("/api/v1/usage", headers=header).status_code == 200
+        put = Client().put("/api/v1/usage/cap", {"cap": "5"}, "application/json", headers=header)
+        assert put.status_code == cap
+
+
+def test_an_owner_sets_the_cap(home: Team) -> None:
+    """Everybody sees it with who he is; nobody else sets it."""
+    url, kind = "/api/v1/usage/cap", "application/json"
+    assert signed_in(home, "admin").put(url, {"cap": "5"}, kind).status_code == 403
+    answer = signed_in(home, "owner").put(url, {"cap": "12.5"}, kind)
+    assert (answer.status_code, answer.json()["cap"], answer.json()["level"]) == (200, "12.50", "below")
+    assert ask(home, "me").json()["spending"]["cap"] == "12.50"
+    for wrong in ("-1", "0.001", "many"):
+        assert signed_in(home, "owner").put(url, {"cap": wrong}, kind).status_code == 400
+    assert signed_in(home, "owner").put(url, {"cap": None}, kind).json()["level"] == "no_cap"
+
+
+def test_a_refused_create_says_when_to_try_again(home: Team) -> None:
+    """429 with the header that programs look at."""
+    Organization.objects.filter(pk=home.organization.pk).update(quota_creates_per_minute=1)
+    factories.row(home, state=SandboxState.STOPPED)
+    answer = signed_in(home).post("/api/v1/sandboxes", {}, "application/json")
+    assert (answer.status_code, answer.json()["code"]) == (429, "LIMIT_EXCEEDED")
+    assert 55 <= int(answer["Retry-After"]) <= 60
+    assert "try again in" in answer.json()["message"]
