@@ -51,7 +51,8 @@ class Work:
 
     def look(self, machines: Mapping[MachineId, MachineInfo], *, now: float) -> set[MachineId]:
         """Those that have been at work since the last look at them."""
-        self._looks = {machine: look for machine, look in self._looks.items() if machine in machines}
+        # A copy, because the worker's threads may look beside each other
+        self._looks = {machine: look for machine, look in list(self._looks.items()) if machine in machines}
         working = set()
         for machine, info in machines.items():
             last = self._looks.setdefault(machine, _Look(now, info.cpu_seconds))

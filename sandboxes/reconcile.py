@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from sandboxes import idle, runtime, states
 from sandboxes.database import in_thread
-from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause, WebProcess
+from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause, TimelineEntry, WebProcess
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
 from sandboxes.services import lifecycle, presence, suspension
@@ -29,6 +29,8 @@ AGAIN = 2.0
 """Seconds after which what was begun elsewhere is asked for again; asking twice does no harm."""
 PATIENCE = 15.0
 """Seconds a change under way elsewhere is given before a row without its machine counts as left behind."""
+TOLD_FOR = timedelta(days=7)
+"""For which the timeline of what nobody can open any more is kept."""
 
 
 class Settle(StrEnum):
@@ -203,4 +205,7 @@ def prune(*, now: datetime | None = None) -> None:
     Event.objects.filter(created_at__lt=now - timedelta(hours=1)).delete()
     SignInLink.objects.filter(expires_at__lt=now - timedelta(days=1)).delete()
     WebProcess.objects.filter(seen_at__lt=now - timedelta(hours=1)).delete()
+    TimelineEntry.objects.filter(
+        sandbox__state=SandboxState.DELETED, sandbox__machine_removed=True, at__lt=now - TOLD_FOR
+    ).delete()
     lifecycle.sandboxes_hide(stopped_before=now - SHOWN_FOR)

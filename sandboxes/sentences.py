@@ -83,6 +83,10 @@ def _ready(sandbox: Sandbox) -> str:
 def _left(sandbox: Sandbox) -> str:
     if not states.can_start_again(sandbox.kind):
         return "A sandbox keeps nothing when it stops"
+    if sandbox.stop_cause == StopCause.MACHINE_LOST:
+        return "Its host does not know its disk either: started again it begins with an empty one"
+    if sandbox.started_at is None:
+        return "Its disk is as it was: start it to try again"
     if sandbox.stop_cause == StopCause.RESUME_FAILED:
         return "Its disk is kept as it was when it was suspended: start it to go on from there"
     return "Its disk is kept: start it to go on"

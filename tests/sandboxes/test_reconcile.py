@@ -13,7 +13,7 @@ from django.utils import timezone
 from sandboxes import ids, reconcile, runtime
 from sandboxes.database import in_thread
 from sandboxes.errors import Forbidden, NotFound
-from sandboxes.models import Event, Kind, Sandbox, SandboxState, StopCause, WebProcess
+from sandboxes.models import Event, Kind, Sandbox, SandboxState, StopCause, TimelineEntry, WebProcess
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import sandbox_list, sandbox_list_deleted
 from sandboxes.services import lifecycle, suspension
@@ -437,9 +437,13 @@ def test_prune(home: Team) -> None:
     gone = factories.row(home, state=SandboxState.STOPPED, stopped_at=old, machine_removed=True)
     kept = factories.row(home, state=SandboxState.STOPPED, stopped_at=old, kind=Kind.WORKSPACE)
     Event.objects.create(organization=home.organization, kind="sandbox")
+    forgotten = factories.row(home, state=SandboxState.DELETED, machine_removed=True)
+    for told in (gone, kept, forgotten):
+        TimelineEntry.objects.create(sandbox=told, at=timezone.now() - timedelta(days=8), state=told.state)
     Event.objects.update(created_at=old)
     reconcile.prune()
     gone.refresh_from_db()
     kept.refresh_from_db()
     assert (gone.state, kept.state) == (SandboxState.DELETED, SandboxState.STOPPED)
     assert not Event.objects.exists()
+    assert {entry.sandbox_id for entry in TimelineEntry.objects.all()} == {gone.pk, kept.pk}

@@ -33,6 +33,19 @@ async def suspended(team: Team, **wanted: Any) -> Sandbox:
     return await suspension.sandbox_suspend(sandbox=sandbox, actor=team.member, beside=False)
 
 
+async def forked(sandbox: Sandbox, team: Team, **wanted: Any) -> Sandbox:
+    """A fork that runs: nothing is still being written about it."""
+    return await runs(await suspension.sandbox_fork(sandbox=sandbox, actor=team.member, **wanted))
+
+
+async def runs(sandbox: Sandbox) -> Sandbox:
+    async with asyncio.timeout(20):
+        while sandbox.state != SandboxState.RUNNING:
+            await asyncio.sleep(0.01)
+            await in_thread(sandbox.refresh_from_db)
+    return sandbox
+
+
 async def texts(sandbox: Sandbox, team: Team) -> list[str]:
     return [entry["text"] for entry in await in_thread(timeline_list, actor=team.viewer, sandbox=sandbox)]
 
@@ -249,6 +262,7 @@ async def test_a_guest_goes_on(home: Team, node: FakeNode) -> None:
     workspace = await suspended(home)
     await suspension.sandbox_wake(sandbox=workspace, actor=home.member)
     await streams.guest_ready(sandbox=workspace)
+    await runs(workspace)
     resources = await streams.guest_resources(sandbox=workspace, actor=home.viewer)
     assert resources["memory_total"] > 0
     assert len(resources["load"]) == 3
@@ -267,11 +281,8 @@ async def test_fork(home: Team, node: FakeNode) -> None:
     disk = node.disk(workspace.machine)
     disk.mkdir(exist_ok=True)
     (disk / "kept").touch()
-    fork = await suspension.sandbox_fork(sandbox=workspace, actor=home.admin)
+    fork = await runs(await suspension.sandbox_fork(sandbox=workspace, actor=home.admin))
     await streams.guest_ready(sandbox=fork)
-    while (await in_thread(Sandbox.objects.get, pk=fork.pk)).state != SandboxState.RUNNING:
-        await asyncio.sleep(0.01)
-    await in_thread(fork.refresh_from_db)
     assert (fork.kind, fork.name, fork.labels, fork.env, fork.memory_mb) == (
         Kind.WORKSPACE,
         "work (fork)",
@@ -294,12 +305,12 @@ async def test_deadline_of_a_fork(home: Team, node: FakeNode) -> None:
     at = timezone.now() + timedelta(minutes=5)
     timed = await booted(home, kind=Kind.SANDBOX, stop_at=at)
     session = await booted(home, kind=Kind.SANDBOX, session=True)
-    assert (await suspension.sandbox_fork(sandbox=timed, actor=home.member)).stop_at == at
-    of_session = await suspension.sandbox_fork(sandbox=session, actor=home.member)
+    assert (await forked(timed, home)).stop_at == at
+    of_session = await forked(session, home)
     soon = timezone.now() + timedelta(minutes=29)
     assert of_session.stop_at is not None
     assert (of_session.session, soon < of_session.stop_at < soon + timedelta(minutes=1)) == (False, True)
-    asked = await suspension.sandbox_fork(sandbox=timed, actor=home.member, lifetime=timedelta(seconds=60))
+    asked = await forked(timed, home, lifetime=timedelta(seconds=60))
     assert asked.stop_at is not None
     assert asked.stop_at < timezone.now() + timedelta(seconds=61)
 

@@ -1,0 +1,97 @@
+"""The sockets of pages and SDKs, as far as a suspended sandbox and its use are concerned."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+
+from ide.consumers.rpc import BrowserSocket
+from sandboxes.database import in_thread
+from sandboxes.models import Sandbox, User
+from sandboxes.services import lifecycle, suspension
+from sandboxes.services.activity import activity
+from tests import factories
+from tests.factories import Team
+
+PATIENCE = 20
+
+
+@pytest.fixture
+async def running(node: Any, home: Team) -> Sandbox:
+    sandbox = await in_thread(factories.sandbox, home, kind="workspace")
+    return await lifecycle.sandbox_boot(sandbox=sandbox)
+
+
+async def page(sandbox: Sandbox, home: Team) -> Any:
+    """A page's socket, asked for by a member."""
+    scope = {
+        "type": "websocket",
+        "headers": [],
+        "user": await User.objects.aget(email=f"member@{home.organization.slug}.example"),
+        "url_route": {"kwargs": {"sandbox": sandbox.public_id}},
+    }
+    made: Any = ApplicationCommunicator(BrowserSocket.as_asgi(), scope)  # type: ignore[no-untyped-call]
+    await made.send_input({"type": "websocket.connect"})
+    return made
+
+
+async def ask(socket: Any, number: int, method: str, **params: Any) -> dict[str, Any]:
+    request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+    await socket.send_input({"type": "websocket.receive", "text": json.dumps(request)})
+    while True:
+        frame = await socket.receive_output(timeout=PATIENCE)
+        if (answer := json.loads(frame["text"])).get("id") == number:
+            found: dict[str, Any] = answer
+            return found
+
+
+async def leave(socket: Any) -> None:
+    await socket.send_input({"type": "websocket.disconnect"})
+    await socket.wait(timeout=PATIENCE)
+
+
+async def test_a_pages_reconnecting_wakes_nothing(running: Sandbox, home: Team) -> None:
+    """It is closed with the reason, refused with 409 while suspended, and let in once somebody asked for a resume."""
+    socket = await page(running, home)
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    assert (await ask(socket, 1, "readDir", path="/"))["result"]["ok"]
+    await suspension.sandbox_suspend(sandbox=running, actor=home.member, beside=False)
+    closed = await socket.receive_output(timeout=PATIENCE)
+    assert (closed["type"], closed["code"]) == ("websocket.close", 1001)
+    assert "suspended on request by member@home.example" in closed["reason"].lower()
+    await leave(socket)
+
+    socket = await page(running, home)
+    assert (await socket.receive_output(timeout=PATIENCE))["status"] == 409
+    body = json.loads((await socket.receive_output(timeout=PATIENCE))["body"])
+    assert body["code"] == "SUSPENDED"
+    await in_thread(running.refresh_from_db)
+    assert running.state == "suspended"
+
+    await suspension.sandbox_wake(sandbox=running, actor=home.member)
+    socket = await page(running, home)
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    assert (await ask(socket, 1, "readDir", path="/"))["result"]["ok"]
+    await leave(socket)
+
+
+async def test_a_page_that_is_merely_open_is_no_use(running: Sandbox, home: Team) -> None:
+    """What a page asks by itself leaves the sandbox idle; what its person does counts."""
+    socket = await page(running, home)
+    await socket.receive_output(timeout=PATIENCE)
+    await socket.send_input({"type": "websocket.receive", "text": "ping"})
+    await socket.receive_output(timeout=PATIENCE)
+    for number, method in enumerate(("usage", "terminal.list", "process.list")):
+        await ask(socket, number, method)
+    await ask(socket, 8, "readDir", path="/")
+    await activity.flush()
+    await in_thread(running.refresh_from_db)
+    assert running.active_at is None
+    assert "error" not in await ask(socket, 9, "writeTextFile", path="a", content="b")
+    await activity.flush()
+    await in_thread(running.refresh_from_db)
+    assert running.active_at is not None
+    await leave(socket)
