@@ -14,7 +14,7 @@ from sandboxes.errors import Forbidden, Invalid, QuotaExceeded
 from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause, UsageHour
 from sandboxes.prices import SpendingLevel, month_of
 from sandboxes.selectors.spending import spending_of
-from sandboxes.services import lifecycle
+from sandboxes.services import lifecycle, suspension
 from sandboxes.services.spending import spending_cap_set, spending_enforce
 from tests import factories
 from tests.factories import Team
@@ -118,13 +118,12 @@ async def test_what_runs_is_halted_and_a_workspace_comes_back_with_its_disk(
     await in_thread(spend, home, "1")
     await spending_enforce()
     await spending_enforce()
-    assert await states(workspace, timed, theirs) == ["stopped", "stopped", "running"]
+    assert await states(workspace, timed, theirs) == ["suspended", "suspended", "running"]
     assert {workspace.stop_cause, timed.stop_cause} == {StopCause.SPENDING_CAP}
     assert "raise it" in workspace.stop_detail
 
     await in_thread(cap, home, "2")
-    await in_thread(lifecycle.sandbox_start, sandbox=workspace, actor=home.member)
-    await lifecycle.sandbox_boot(sandbox=workspace)
+    await suspension.sandbox_wake(sandbox=workspace, actor=home.member, beside=False)
     assert workspace.state == SandboxState.RUNNING
     assert (node.disk(workspace.machine) / "kept").exists()
 
