@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,6 @@ def test_lock_is_waited_for(environment: Server, sandbox: Any) -> None:
     first = sandbox.fs.create("locked")
     first.lock(True)
     with DenoDeploy().sandbox.connect(sandbox.id) as second:
-        from concurrent.futures import ThreadPoolExecutor
-
         handle = second.fs.open("locked")
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(handle.lock, True)
@@ -346,6 +345,28 @@ def test_deadline_leaves_no_call_hanging(environment: Server) -> None:
         process = made.spawn("sleep", args=["100"])
         with pytest.raises(Exception, match=r"closed|not running: its time was up"):
             process.wait()
+
+
+def test_suspend_and_connect(environment: Server) -> None:
+    """A suspend leaves no call hanging; it is listed as running, and connecting goes on where it was."""
+    deploy = DenoDeploy()
+    with deploy.sandbox.create(timeout="10m") as made:
+        made.fs.write_text_file("kept", "yes")
+        process = made.spawn("sleep", args=["100"])
+        with environment.rest() as rest, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(process.wait)
+            assert rest.post(f"/api/v1/sandboxes/{made.id}/suspend").status_code == 202
+            with pytest.raises(Exception, match=r"closed|suspended on request"):
+                waiting.result(30)
+            until = time.monotonic() + 30
+            while rest.get(f"/api/v1/sandboxes/{made.id}").json()["state"] != "suspended":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+    listed = {item["id"]: item["status"] for item in deploy.sandbox.list().items}
+    assert listed[made.id] == "running"
+    with deploy.sandbox.connect(made.id) as again:
+        assert again.fs.read_text_file("kept") == "yes"
+        again.kill()
 
 
 def test_list_by_labels(environment: Server, sandbox: Any) -> None:
