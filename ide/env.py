@@ -35,7 +35,7 @@ class Env(BaseSettings):
     quota_vcpus: int = Field(default=0, alias="ATOLL_QUOTA_VCPUS", ge=0)
     quota_memory_mib: int = Field(default=0, alias="ATOLL_QUOTA_MEMORY_MIB", ge=0)
     quota_disk_gib: int = Field(default=500, alias="ATOLL_QUOTA_DISK_GIB", ge=0)
-    quota_creates_per_minute: int = Field(default=60, alias="ATOLL_QUOTA_CREATES_PER_MINUTE", ge=0)
+    quota_creates_per_minute: int = Field(default=300, alias="ATOLL_QUOTA_CREATES_PER_MINUTE", ge=0)
     max_lifetime: int = Field(default=30 * 60, alias="ATOLL_MAX_LIFETIME", ge=0, le=100 * 365 * 86_400)
     price_cpu_hour: Decimal = Field(default=Decimal("0.05"), alias="ATOLL_PRICE_CPU_HOUR", ge=0)
     price_memory_gb_hour: Decimal = Field(default=Decimal("0.016"), alias="ATOLL_PRICE_MEMORY_GB_HOUR", ge=0)

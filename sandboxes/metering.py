@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sandboxes.prices import Use
-from vm.api import MachineInfo, MachineState
+from vm.api import MachineInfo, MachineState, StopReason
 
 HOUR = 3600
 IN_MEMORY = frozenset({MachineState.STARTING, MachineState.READY, MachineState.LOST, MachineState.SUSPENDING})
+FOUND_LATER = frozenset(
+    {StopReason.HOST_RESTARTED, StopReason.HYPERVISOR_DIED, StopReason.HOST_OUT_OF_MEMORY, StopReason.DISK_FULL}
+)
+"""Ends that a node may only find when it comes back, and then dates by that: a host may have been off for days."""
 LATE = 5.0
 """Seconds by which two answers of the node may overtake each other."""
 LONGEST_BOOT = 600.0
@@ -73,7 +77,7 @@ def use_between(last: Reading, this: Reading, info: MachineInfo, *, ready_at: fl
         add(hour, Use(cpu_seconds=cpu * share, memory_mib_seconds=info.memory_mib * seconds))
     if end <= begin:
         # A run that nobody saw: its processor time is certain, its memory's time is not.
-        add(_hour(min(this.at, max(last.at, info.since))), Use(cpu_seconds=cpu))
+        add(_hour(end), Use(cpu_seconds=cpu))
     for hour, seconds in _hours(last.at, this.at):
         add(hour, Use(disk_byte_seconds=last.disk_bytes * seconds))
     return found
@@ -86,7 +90,7 @@ def _anew(last: Reading, this: Reading, info: MachineInfo) -> bool:
 
 def _in_memory(last: Reading, this: Reading, info: MachineInfo, ready_at: float | None) -> tuple[float, float]:
     """From when to when it was in memory: within one run, the last that can have been."""
-    if info.state is MachineState.QUEUED:
+    if info.state is MachineState.QUEUED or (not this.in_memory and info.stop_reason in FOUND_LATER):
         return last.at, last.at
     end = this.at if this.in_memory else min(this.at, max(last.at, info.since))
     if info.state is MachineState.STARTING:

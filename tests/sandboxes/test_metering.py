@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandboxes import metering
 from sandboxes.metering import HOUR, Reading
 from sandboxes.prices import Use
-from vm.api import MachineInfo, MachineState
+from vm.api import MachineInfo, MachineState, StopReason
 
 NINE = datetime(2026, 11, 30, 9, tzinfo=UTC).timestamp()
 S = MachineState
@@ -98,6 +98,15 @@ def test_a_run_that_nobody_saw_counts_from_when_its_row_says_it_came_up() -> Non
     stopped = info(S.STOPPED, since=NINE + 600, cpu=40, stages={"boot": 10.0})
     assert total(between(last, stopped, NINE + 700, ready_at=NINE + 100)) == Use(30, 510 * 1280)
     assert total(between(last, stopped, NINE + 700, ready_at=NINE - 100)) == Use(cpu_seconds=30)
+
+
+@pytest.mark.parametrize("reason", sorted(metering.FOUND_LATER))
+def test_a_host_that_was_off_is_not_a_machine_that_ran(reason: StopReason) -> None:
+    """The node dates such an end by when it found it, two days later: only what was seen counts, and the processor."""
+    last = Reading(at=NINE, in_memory=True, cpu_seconds=10, disk_bytes=0)
+    stopped = info(S.STOPPED, since=NINE + 48 * HOUR, cpu=13, stop_reason=reason)
+    found = between(last, stopped, NINE + 48 * HOUR + 5, ready_at=NINE - 60)
+    assert found == {datetime.fromtimestamp(NINE, UTC): Use(cpu_seconds=3)}
 
 
 @pytest.mark.parametrize("state", [S.QUEUED, S.SUSPENDED, S.STOPPED])

@@ -37,10 +37,10 @@ def refused(team: Team, **wanted: Any) -> QuotaExceeded:
 
 def test_defaults_and_own_limits(home: Team, settings: Any) -> None:
     """Null is the installation's default, 0 no limit."""
-    assert limits.limits_of(home.organization) == Limits(5, None, None, 500, 60, 1800)
+    assert limits.limits_of(home.organization) == Limits(5, None, None, 500, 300, 1800)
     limit(home, quota_concurrent=7, quota_vcpus=9, quota_disk_gib=0, max_lifetime=0)
     settings.ATOLL = {**settings.ATOLL, "quota_memory_mib": 2048}
-    assert limits.limits_of(home.organization) == Limits(7, 9, 2048, None, 60, None)
+    assert limits.limits_of(home.organization) == Limits(7, 9, 2048, None, 300, None)
     assert limits.max_lifetime(home.organization) is None
 
 
