@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from sandboxes import limits
 from sandboxes.database import in_thread
 from sandboxes.errors import Invalid
 from sandboxes.models import Event, Kind, Sandbox, SandboxState, TimelineEntry
 from sandboxes.selectors.timeline import timeline_list
-from sandboxes.services import lifecycle
+from sandboxes.services import lifecycle, limits
 from tests import factories
 from tests.factories import Team
 from vm.api import Origin, StopReason

@@ -93,6 +93,7 @@ class Machines:
                 record.disks, record.fresh = before.record.disks, False
         machine = self.known[spec.machine] = Machine(record)
         try:
+            self._require_turn()
             await self._make_room(record)
             if kept or not self._may_clone(record):
                 waiting = None
@@ -253,6 +254,7 @@ class Machines:
             if record.state is MachineState.STOPPED:
                 raise MachineGone(f"machine {machine} is {record.state}")
             if record.state is MachineState.SUSPENDED:
+                self._require_turn()
                 await self._make_room(record)
                 if known.record.state is not MachineState.SUSPENDED:
                     raise MachineGone(f"machine {machine} was stopped meanwhile")
@@ -277,6 +279,7 @@ class Machines:
         record.origin = Origin.FORK
         machine = self.known[spec.machine] = Machine(record)
         try:
+            self._require_turn()
             await self._make_room(record)
             async with original.busy:
                 self._require_running(original)
@@ -377,6 +380,10 @@ class Machines:
         self._announce(machine)
         self._next_boots()
 
+    def _require_turn(self) -> None:
+        if len(self._queue) >= self.config.queue_limit:
+            raise HostFull(f"{len(self._queue)} machines wait for their turn already")
+
     def adopt(self, machine: Machine) -> None:
         """Take over a machine that runs already."""
         machine.channel = self.starter.channel(machine.record.body, machine.link_changed)
@@ -468,6 +475,7 @@ class Machines:
         record.boots += 1
         failure: tuple[StopReason, str] | None = None
         try:
+            await self._make_room(record)
             self._prepare(record)
             before = dict(record.stages)
             self._enter(machine, MachineState.STARTING)
@@ -635,8 +643,6 @@ class Machines:
 
     async def _make_room(self, record: Record) -> None:
         """Return if the host has room for one more such machine, taking it from the pool if need be. HostFull."""
-        if len(self._queue) >= self.config.queue_limit:
-            raise HostFull(f"{len(self._queue)} machines wait for their turn already")
         free = shutil.disk_usage(self.layout.machines).free
         if free < self.config.disk_reserve_mib * 2**20:
             raise HostFull(f"only {free // 2**20} MiB are free on the disk of {self.layout.machines}")
@@ -647,7 +653,9 @@ class Machines:
             raise HostFull(f"{taken} MiB of memory are given to machines already, {record.memory_mib} more do not fit")
 
     def _with_memory(self) -> Sequence[Machine]:
-        return [machine for machine in self.known.values() if machine.record.state not in _WITHOUT_DOMAIN]
+        # Those that wait for their turn have none yet: whether there is room for them is asked again when it comes
+        without = (*_WITHOUT_DOMAIN, MachineState.QUEUED)
+        return [machine for machine in self.known.values() if machine.record.state not in without]
 
     def _lacking_mib(self, record: Record) -> int:
         with_memory = self._with_memory()

@@ -27,7 +27,8 @@ from vm.storage.layout import LayerId, Layout
 
 log = logging.getLogger("atoll.node")
 
-_LOOK = 0.5  # seconds between looks at what there should be
+_LOOK = 0.1  # seconds between looks at what there should be
+_CALM = 0.3  # seconds after a clone was taken: its first command is not to share the processors with the next clone
 _RETRY = 10.0  # seconds after a clone that could not be made
 _WARM = ("true", "true", "true")  # fills QEMU's translations for what a first command needs
 
@@ -61,6 +62,7 @@ class Pool:
         self._nudge = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._retry_at = 0.0
+        self._calm_until = 0.0
 
     # -- what the machines ask
 
@@ -86,6 +88,8 @@ class Pool:
         for machine in self._waiting:
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
+                if self._waiting:
+                    self._calm_until = time.monotonic() + _CALM
                 self._nudge.set()
                 return machine
         return None
@@ -184,7 +188,7 @@ class Pool:
         elif step.what == "bake":
             self._asked_for.discard(step.size)
             await self._templates.bake(step.size)
-        elif time.monotonic() < self._retry_at or not self._room(step.size):
+        elif time.monotonic() < max(self._retry_at, self._calm_until) or not self._room(step.size):
             return False
         else:
             await self._fill(step.size)
