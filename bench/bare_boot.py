@@ -86,7 +86,7 @@ class BareGuest:
             self._pending = []
 
 
-def qemu_argv(image: Path, *, disk: Path, channel: Path, memory_mib: int, vcpus: int) -> list[str]:
+def _argv(image: Path, *, disk: Path, channel: Path, memory_mib: int, vcpus: int) -> list[str]:
     """The bare QEMU that boots the image on that disk, its agent's port listening at `channel`."""
     manifest = json.loads((image / "manifest.json").read_text())
     return [
@@ -112,21 +112,17 @@ def booted(
     vcpus: int = 1,
     timeout: float = 60,
     extra: Sequence[str] = (),
-    disk: Path | None = None,
 ) -> Iterator[tuple[BareGuest, float, int]]:
-    """A freshly booted guest, the seconds until it answered its first ping, and QEMU's pid; gone afterwards.
-
-    Its disk is made at `disk`, or goes with it.
-    """
+    """A freshly booted guest, the seconds until it answered its first ping, and QEMU's pid; gone afterwards."""
     manifest = json.loads((image / "manifest.json").read_text())
     with tempfile.TemporaryDirectory(prefix="atoll-bare-") as work:
-        disk, channel = disk or Path(work) / "disk.qcow2", Path(work) / "channel"
+        disk, channel = Path(work) / "disk.qcow2", Path(work) / "channel"
         backing = f"backing_file={image / manifest['root']},backing_fmt={manifest['root_format']}"
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", backing, str(disk)]
         if subprocess.call(create) != 0:
             raise CallFailed("qemu-img could not make the disk")
         began = time.monotonic()
-        argv = qemu_argv(image, disk=disk, channel=channel, memory_mib=memory_mib, vcpus=vcpus)
+        argv = _argv(image, disk=disk, channel=channel, memory_mib=memory_mib, vcpus=vcpus)
         process = subprocess.Popen([*argv, *extra])
         try:
             connection = connected(channel, process, timeout)

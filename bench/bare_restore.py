@@ -1,15 +1,16 @@
-"""Restores a guest's memory image under bare QEMU: the reference for every number about clones and resumes.
+"""Restores a template's memory image under bare QEMU: the reference for every number about clones.
 
-The image is of the same guest image, booted and warmed as a template is, and restored with the same devices; there is
-no libvirt, node or namespace around it. `python -m bench.bare_restore` prints the seconds to the first command's end.
+It is the very image that the installation's clones are restored from, on the same devices, which libvirt translates
+into QEMU's arguments; but there is no libvirt, node, namespace or identity around it when the time is taken.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
+import shlex
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -18,11 +19,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.bare_boot import BareGuest, CallFailed, booted, connected, qemu_argv
-from vm.image.build import DEFAULT_CACHE, image_path
+from bench.bare_boot import BareGuest, CallFailed, connected
+from vm.host.provision import Users
+from vm.libvirt import save_image, xml_build
+from vm.libvirt.connection import QemuUser, open_embedded
+from vm.storage.layout import Layout
+
+# What libvirt wants to talk to QEMU by, and what belongs to its own files
+_LIBVIRTS = ("masterKey0", "charmonitor")
+# A card of the same kind whose tap nobody sets up; it goes with QEMU
+_NOWHERE = f"tap,id=hostnet0,ifname=bare{os.getpid()},script=no,downscript=no,vnet_hdr=on"
 
 
-class _Monitor:
+class Monitor:
     """QEMU's own protocol, a command at a time."""
 
     def __init__(self, path: Path, *, timeout: float) -> None:
@@ -34,6 +43,7 @@ class _Monitor:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
+        """What it returns. CallFailed with its error."""
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         while True:
             said = json.loads(self._lines.readline())
@@ -43,82 +53,92 @@ class _Monitor:
                 return said["return"]
 
     def close(self) -> None:
+        """Hang up."""
         self._lines.close()
         self._socket.close()
 
 
+class BareTemplate:
+    """A template of an installation, restored by QEMU alone. The installation stays as it is."""
+
+    def __init__(self, data: Path, *, memory_mib: int) -> None:
+        layout = Layout(data)
+        found = [(path.parent, json.loads(path.read_text())) for path in layout.templates.glob("*/template.json")]
+        place, template = next((p, t) for p, t in found if t["size"]["memory_mib"] == memory_mib)
+        self._memory = place / "memory.save"
+        self._disk = layout.disk(template["disk"])
+        image = save_image.read(self._memory)
+        self._stream_at = image.stream_at
+        self._xml = image.xml
+        user = pwd.getpwnam(Users().machine)
+        self._work = tempfile.TemporaryDirectory(prefix="atoll-bare-")
+        root = Path(self._work.name)
+        root.chmod(0o755)
+        self._conn = open_embedded(root, QemuUser(user.pw_name, user.pw_uid, user.pw_gid), lambda event: None)
+
+    def close(self) -> None:
+        """Let go of libvirt."""
+        self._conn.close()
+        self._work.cleanup()
+
+    def restored(self, *, timeout: float = 60) -> float:
+        """Seconds from starting QEMU on that memory until `true` has run in the guest."""
+        with tempfile.TemporaryDirectory(prefix="atoll-bare-") as work:
+            overlay, channel, monitor = Path(work) / "disk.qcow2", Path(work) / "channel", Path(work) / "qmp"
+            backing = f"backing_file={self._disk},backing_fmt=qcow2"
+            if subprocess.call(["qemu-img", "create", "-q", "-f", "qcow2", "-o", backing, str(overlay)]) != 0:
+                raise CallFailed("qemu-img could not make the disk")
+            argv = self._argv(overlay, channel)
+            began = time.monotonic()
+            with self._memory.open("rb") as memory:
+                os.lseek(memory.fileno(), self._stream_at, os.SEEK_SET)
+                argv += ["-qmp", f"unix:{monitor},server=on,wait=off", "-incoming", f"fd:{memory.fileno()}"]
+                process = subprocess.Popen(argv, pass_fds=[memory.fileno()])
+            try:
+                connection = connected(channel, process, timeout)
+                qmp = Monitor(monitor, timeout=timeout)
+                while qmp.execute("query-status")["status"] == "inmigrate":
+                    time.sleep(0.005)
+                qmp.execute("cont")
+                guest = BareGuest(connection, timeout=timeout)
+                pid = guest.call("spawn", command="true", stdin="null", stdout="null", stderr="null")[0]["pid"]
+                guest.call("processWait", pid=pid)
+                took = time.monotonic() - began
+                qmp.close()
+                connection.close()
+                return took
+            finally:
+                process.kill()
+                process.wait()
+
+    def _argv(self, overlay: Path, channel: Path) -> list[str]:
+        name, uuid = "bare", "00000000-0000-4000-8000-000000000001"
+        place = xml_build.Place(name=name, uuid=uuid, disk=overlay, agent_socket=channel, tap="bare0")
+        xml = xml_build.moved(self._xml, place)
+        words = shlex.split(self._conn.raw.domainXMLToNative("qemu-argv", xml, 0))
+        start = next(at for at, word in enumerate(words) if word.endswith("/qemu-system-x86_64"))
+        return [words[start], *_without_libvirt(words[start + 1 :])]
+
+
+def _without_libvirt(words: list[str]) -> Iterator[str]:
+    """QEMU's arguments but for what only libvirt could answer, and with a network card that leads nowhere."""
+    at = 0
+    while at < len(words):
+        option = words[at]
+        value = words[at + 1] if at + 1 < len(words) and not words[at + 1].startswith("-") else None
+        at += 1 if value is None else 2
+        if value is not None and any(word in value for word in _LIBVIRTS):
+            continue
+        yield option
+        if value is not None:
+            yield _NOWHERE if option == "-netdev" else value
+
+
 @contextmanager
-def saved(image: Path, *, memory_mib: int, vcpus: int) -> Iterator[tuple[Path, Path]]:
-    """A warmed guest's memory image and its disk, in memory; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="atoll-bare-", dir="/dev/shm") as work:
-        memory, monitor, disk = Path(work) / "memory", Path(work) / "qmp", Path(work) / "disk.qcow2"
-        extra = ("-qmp", f"unix:{monitor},server=on,wait=off")
-        with booted(image, memory_mib=memory_mib, vcpus=vcpus, extra=extra, disk=disk) as (guest, _took, _pid):
-            for _ in range(3):
-                run_true(guest)
-            time.sleep(1)
-            qmp = _Monitor(monitor, timeout=60)
-            qmp.execute("stop")
-            qmp.execute("migrate-set-parameters", **{"max-bandwidth": 2**40})
-            qmp.execute("migrate", uri=f"exec:cat > {memory}")
-            while (status := qmp.execute("query-migrate")["status"]) != "completed":
-                if status == "failed":
-                    raise CallFailed("QEMU could not write its memory")
-                time.sleep(0.02)
-            qmp.close()
-        yield memory, disk
-
-
-def run_true(guest: BareGuest) -> None:
-    """Run a command to its end."""
-    pid = guest.call("spawn", command="true", stdin="null", stdout="null", stderr="null")[0]["pid"]
-    guest.call("processWait", pid=pid)
-
-
-def restored(image: Path, memory: Path, disk: Path, *, memory_mib: int, vcpus: int, timeout: float = 60) -> float:
-    """Seconds from starting QEMU on that memory until `true` has run in the guest."""
-    with tempfile.TemporaryDirectory(prefix="atoll-bare-") as work:
-        overlay, channel, monitor = Path(work) / "disk.qcow2", Path(work) / "channel", Path(work) / "qmp"
-        backing = f"backing_file={disk},backing_fmt=qcow2"
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", backing, str(overlay)]
-        if subprocess.call(create) != 0:
-            raise CallFailed("qemu-img could not make the disk")
-        began = time.monotonic()
-        fd = os.open(memory, os.O_RDONLY)
-        argv = [
-            *qemu_argv(image, disk=overlay, channel=channel, memory_mib=memory_mib, vcpus=vcpus),
-            *("-qmp", f"unix:{monitor},server=on,wait=off", "-incoming", f"fd:{fd}"),
-        ]
-        process = subprocess.Popen(argv, pass_fds=[fd])
-        try:
-            os.close(fd)
-            connection = connected(channel, process, timeout)
-            qmp = _Monitor(monitor, timeout=timeout)
-            while qmp.execute("query-status")["status"] == "inmigrate":
-                time.sleep(0.005)
-            qmp.execute("cont")
-            guest = BareGuest(connection, timeout=timeout)
-            run_true(guest)
-            took = time.monotonic() - began
-            qmp.close()
-            connection.close()
-            return took
-        finally:
-            process.kill()
-            process.wait()
-
-
-def main() -> None:
-    """Print five restores' seconds and their median."""
-    image = image_path(DEFAULT_CACHE)
-    if image is None:
-        raise SystemExit("the image is not built: python -m vm.image.build")
-    with saved(image, memory_mib=1280, vcpus=2) as (memory, disk):
-        print(f"memory image: {memory.stat().st_size / 1e6:.0f} MB")
-        seconds = [restored(image, memory, disk, memory_mib=1280, vcpus=2) for _ in range(5)]
-    print("bare QEMU restore to first command:", " ".join(f"{took:.2f}" for took in seconds), "s")
-    print(f"median {statistics.median(seconds):.2f} s")
-
-
-if __name__ == "__main__":
-    main()
+def bare_template(data: Path, *, memory_mib: int) -> Iterator[BareTemplate]:
+    """The template of that size of the installation on `data`."""
+    template = BareTemplate(data, memory_mib=memory_mib)
+    try:
+        yield template
+    finally:
+        template.close()

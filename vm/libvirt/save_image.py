@@ -90,11 +90,15 @@ def rewrite_in_place(path: Path, xml: str) -> bool:
     return True
 
 
-def clone(source: Path, target: Path, xml: str) -> None:
-    """A copy of the image with other XML; the kernel moves the stream. OSError if there is no room for it."""
+def clone(source: Path, target: Path, xml: str, *, spare: int = 0) -> None:
+    """A copy of the image with other XML; the kernel moves the stream. OSError if there is no room for it.
+
+    `spare` bytes are left free in its header, so that XML longer than this can be put there in place.
+    """
     image = read(source)
+    head = header(replace(image, xml=xml))
     with source.open("rb") as there, target.open("wb") as here:
-        here.write(header(replace(image, xml=xml)))
+        here.write(header(replace(image, xml=xml), room=len(head) + spare) if spare else head)
         here.flush()
         at, end = image.stream_at, os.fstat(there.fileno()).st_size
         while at < end:

@@ -455,6 +455,8 @@ class Machines:
             await self.pool.close()
         if self.starter.groups is not None:
             self.starter.groups.close()
+        for key in self.templates.names():
+            self.starter.drop_spare(key)
         with suppress(OSError):
             self.scratch.rmdir()
         for machine in self.known.values():
@@ -483,6 +485,7 @@ class Machines:
             record.stages = {"queue": queued, **before, **record.stages}
             if record.origin is Origin.CLONE:
                 self.templates.worked(record.template)
+                self.pool.rest()
             self._ready(machine)
         except HostFull as error:
             failure = _full(error), error.detail

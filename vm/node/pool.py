@@ -89,10 +89,14 @@ class Pool:
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
                 if self._waiting:
-                    self._calm_until = time.monotonic() + _CALM
+                    self.rest()
                 self._nudge.set()
                 return machine
         return None
+
+    def rest(self) -> None:
+        """Somebody has just got a machine: leave the processors to its first command."""
+        self._calm_until = time.monotonic() + _CALM
 
     def gone(self, body: str) -> bool:
         """libvirt says that a domain has ended; whether it was a clone that waited."""
@@ -175,6 +179,10 @@ class Pool:
             waiting[size] = waiting.get(size, 0) + 1
         warm = warm_size(self._config)
         to_bake = [size for size in ([warm] if warm else []) + sorted(self._asked_for, key=str) if size is not None]
+        if time.monotonic() < self._calm_until:
+            return False
+        if warm is not None and (template := self._templates.find(warm)) is not None:
+            await self._starter.lay_spare(template.key)
         step = next_step(
             granted=self._granted(),
             waiting=waiting,
@@ -188,7 +196,7 @@ class Pool:
         elif step.what == "bake":
             self._asked_for.discard(step.size)
             await self._templates.bake(step.size)
-        elif time.monotonic() < max(self._retry_at, self._calm_until) or not self._room(step.size):
+        elif time.monotonic() < self._retry_at or not self._room(step.size):
             return False
         else:
             await self._fill(step.size)

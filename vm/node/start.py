@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from vm.storage.qcow2 import overlay_create
 
 # The same in every machine, each in a namespace of its own: a clone of one must fit where another was.
 MAC = "52:54:00:a7:01:01"
+_HEADER_SPARE = 4096  # bytes: what another machine's names may be longer
 _QUICK = 30.0  # seconds that a blocking step may take before it has failed
 
 
@@ -201,14 +202,44 @@ class Starter:
         return self._scratch / f"{record.body}.save"
 
     def _copy(self, record: Record) -> None:
-        source = self._layout.template(record.template) / "memory.save"
+        source, image = self._layout.template(record.template) / "memory.save", self._image(record)
         self._scratch.mkdir(mode=0o700, exist_ok=True)  # whoever cleans /dev/shm does not know us
         try:
-            save_image.clone(source, self._image(record), self._moved(record, source))
+            xml = self._moved(record, source)
+            with suppress(FileNotFoundError):
+                self._spare(record.template).rename(image)
+                if save_image.rewrite_in_place(image, xml):
+                    return
+            save_image.clone(source, image, xml)
         except (ValueError, FileNotFoundError) as error:
             raise HypervisorError(f"the template is no good: {error}") from error
         except OSError as error:
             raise HostFull(f"no memory for a clone's image ({error.strerror})") from error
+
+    def _spare(self, template: str) -> Path:
+        return self._scratch / f"{template}.spare"
+
+    async def lay_spare(self, template: str) -> None:
+        """Have a copy of a template's image ready in memory, where the next clone only gives it a name of its own."""
+
+        def copy() -> None:
+            source, spare = self._layout.template(template) / "memory.save", self._spare(template)
+            if spare.exists():
+                return
+            fresh = spare.with_suffix(".new")
+            try:
+                save_image.clone(source, fresh, save_image.read(source).xml, spare=_HEADER_SPARE)
+                fresh.rename(spare)
+            except (OSError, ValueError):
+                # Without a spare it takes longer, and whoever starts from the template says what is wrong with it
+                fresh.unlink(missing_ok=True)
+
+        with suppress(HypervisorError):
+            await self._lanes.run("spare", copy, deadline=_QUICK)
+
+    def drop_spare(self, template: str) -> None:
+        """The template is no more."""
+        self._spare(template).unlink(missing_ok=True)
 
     def _restore(self, record: Record, image: Path) -> None:
         self._layout.agent(record.body).unlink(missing_ok=True)

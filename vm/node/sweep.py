@@ -46,7 +46,9 @@ def expected(machines: Machines, *, kept: set[str] | None = None) -> Expected:
     return Expected(
         bodies=frozenset(bodies),
         layers=frozenset(machines.needed_layers()),
-        images=frozenset({m.record.body for m in known if m.record.origin is Origin.FORK} | bodies),
+        images=frozenset(
+            {m.record.body for m in known if m.record.origin is Origin.FORK} | bodies | machines.templates.names()
+        ),
         memories=frozenset(m.record.machine for m in known if _may_have_memory(m)),
     )
 

@@ -100,6 +100,10 @@ class Templates:
         """Of which sizes there are templates."""
         return [template.size for template in self._known.values()]
 
+    def names(self) -> set[str]:
+        """The keys of those there are."""
+        return set(self._known)
+
     def layers(self) -> set[LayerId]:
         """The layers that templates need."""
         layers = {template.disk for template in self._known.values()}
@@ -193,6 +197,7 @@ class Templates:
         """Use it no more. Its disk goes when no clone needs it any more."""
         self._failures.pop(key, None)
         self._known.pop(key, None)
+        self._starter.drop_spare(key)
         shutil.rmtree(self._layout.template(key), ignore_errors=True)
 
     def _forget_oldest(self) -> None:
