@@ -11,11 +11,13 @@ import base64
 import pwd
 import secrets
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +81,15 @@ class Starter:
             self._save(record)
             undo.push_async_callback(self.release, record)
             image = self._layout.memory(record.machine) if record.origin is Origin.RESUME else self._image(record)
-            if record.origin is Origin.COLD:
-                await _together(self._network(record), self._stage(record, "disk", self._disk))
-                await self._stage(record, "domain", self._create)
-            else:
-                copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
-                await _together(self._network(record), self._stage(record, "disk", self._disk), *copying)
-                try:
-                    await self._stage(record, "domain", lambda record: self._restore(record, image))
-                finally:
-                    if record.origin is not Origin.RESUME:
-                        image.unlink(missing_ok=True)
-            # Before its processor has run an instruction: the guest never sees a network it must not reach
-            await self._stage(record, "tap", self._enclose)
+            copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
+            await _together(self._stage(record, "disk", self._disk), *copying)
+            try:
+                await self._bring(
+                    record, self._create if record.origin is Origin.COLD else partial(self._restore, image)
+                )
+            finally:
+                if record.origin in (Origin.CLONE, Origin.FORK):
+                    image.unlink(missing_ok=True)
             with _timed(record, "agent"):
                 self.commit(record)
                 channel = self.channel(record.body, changed)
@@ -144,18 +142,33 @@ class Starter:
 
     # -- steps
 
-    async def _network(self, record: Record) -> None:
-        with _timed(record, "network"):
-            # A lane of its own: it goes on beside the disk
-            await self._lanes.run(
-                f"{record.body}/network",
-                lambda: namespace_create(self._names.of(record.body), nftables.closed()),
-                deadline=_QUICK,
-            )
-            self._lanes.forget(f"{record.body}/network")
+    async def _bring(self, record: Record, make: Callable[[Record], None]) -> None:
+        """Make the domain, and put its tap into its namespace and its process into its group.
+
+        All of that is before its processor has run an instruction: the guest never sees a network it must not reach.
+        """
+        over = threading.Event()
+
+        async def domain() -> None:
+            try:
+                await self._stage(record, "domain", make)
+            finally:
+                over.set()
+
+        async def around() -> None:
+            await self._stage(record, "network", self._network)
+            if self._config.libvirt_uri:
+                await asyncio.to_thread(over.wait)
+            await self._stage(record, "tap", partial(self._enclose, over))
+
+        await _together(domain(), around())
+
+    def _network(self, record: Record) -> None:
+        namespace_create(self._names.of(record.body), nftables.closed())
 
     async def _stage(self, record: Record, name: str, work: Callable[[Record], None], deadline: float = 60) -> None:
-        lane = self._names.of(record.body) if name in ("domain", "tap") else f"{record.body}/{name}"
+        # What has nothing to do with libvirt goes on beside it
+        lane = self._names.of(record.body) if name == "domain" else f"{record.body}/{name}"
         with _timed(record, name):
             await self._lanes.run(lane, lambda: work(record), deadline=deadline)
         if "/" in lane:
@@ -181,14 +194,16 @@ class Starter:
             self._unasked = domains.may_start_unasked(self._conn, xml_build.domain(plan))
         domains.domain_create(self._conn, xml_build.domain(replace(plan, unasked=self._unasked)))
 
-    def _enclose(self, record: Record) -> None:
-        """Put what runs now where it belongs: its tap into its namespace, its process into its group."""
+    def _enclose(self, over: threading.Event, record: Record) -> None:
+        """Put what runs now where it belongs, as soon as its QEMU runs: it may still be loading its memory."""
         name = self._names.of(record.body)
+        pid_file = self._layout.libvirt / "run" / "qemu" / f"{name}.pid"
+        while not over.is_set() and not (pid_file.exists() and pid_file.stat().st_size):
+            time.sleep(0.002)
         tap_move(record.tap, name)
         if self.groups is not None:
             try:
-                pid = int((self._layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
-                self.groups.bound(record.body, pid, self._bounds(record))
+                self.groups.bound(record.body, int(pid_file.read_text()), self._bounds(record))
             except (OSError, ValueError) as error:
                 raise HypervisorError(f"its process could not be bounded: {error}") from error
 
@@ -241,7 +256,7 @@ class Starter:
         """The template is no more."""
         self._spare(template).unlink(missing_ok=True)
 
-    def _restore(self, record: Record, image: Path) -> None:
+    def _restore(self, image: Path, record: Record) -> None:
         self._layout.agent(record.body).unlink(missing_ok=True)
         if record.origin is not Origin.CLONE:
             try:

@@ -52,6 +52,7 @@ class Methods:
 
     def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
+        self._held: asyncio.Future[None] | None = None
 
     def add(self, name: str, handler: Handler, /, **declaration: str | Declaration) -> None:
         """Declare a method."""
@@ -77,11 +78,17 @@ class Methods:
             await call.record(answer)
         stream.end()
 
+    def hold(self, until: asyncio.Future[None]) -> None:
+        """Begin no further call before that is done."""
+        self._held = until
+
     async def _answer(self, call: Call, name: str, params: dict[str, Any]) -> dict[str, Any] | None:
         method = self._methods.get(name)
         if method is None:
             return {"unknown": True}
         try:
+            if self._held is not None:
+                await asyncio.shield(self._held)
             value = await method.handler(call, **checked(params, method.declaration))
         except InvalidParams as invalid:
             return {"invalid": invalid.issues}

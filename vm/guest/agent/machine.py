@@ -7,6 +7,7 @@ import base64
 import binascii
 import ctypes
 import os
+import sys
 import time
 
 from vm.guest.agent.calls import Call, Methods
@@ -31,6 +32,7 @@ class Machine:
 
     def declare(self, methods: Methods) -> None:
         """Add the calls."""
+        self._methods = methods
         methods.add("ping", self.ping)
         methods.add("identity", self.identity, hostname="string", env="record?", time="number?", entropy="string?")
         methods.add("wake", self.wake, time="number", entropy="string")
@@ -56,7 +58,9 @@ class Machine:
                 _add_entropy(seed[16:])
             if time is not None:
                 _set_clock(time)
-            _set_name(hostname, seed)
+            # The files take a guest that was just restored longer than all the rest: they are written beside the
+            # answer, and no call begins before they are
+            self._methods.hold(asyncio.get_running_loop().run_in_executor(None, _set_name, hostname, seed))
 
     async def wake(self, call: Call, time: float, entropy: str) -> None:
         """Go on after a suspend: with other random numbers than any copy of this memory would have, and the time."""
@@ -128,6 +132,14 @@ def _add_entropy(seed: bytes) -> None:
 
 
 def _set_name(hostname: str, seed: bytes) -> None:
+    try:
+        _write_name(hostname, seed)
+    except OSError as error:
+        # A disk without room must not keep its owner from his machine
+        print(f"atoll-agent: its name could not be written: {error}", file=sys.stderr, flush=True)
+
+
+def _write_name(hostname: str, seed: bytes) -> None:
     encoded = hostname.encode()
     _libc.sethostname(encoded, len(encoded))
     _write("/etc/hostname", encoded + b"\n")
