@@ -30,7 +30,8 @@ def main() -> None:
             "terminal": lambda: terminal.terminal(installation),
             "burst": sdk.eight_at_once,
             "idle": lambda: idle.idle(installation),
-            "tti": lambda: [*tti.tti(installation), *tti.clones(Path(work) / "clones")],
+            "tti": lambda: tti.tti(installation),
+            "clones": lambda: tti.clones(Path(work) / "clones"),
             "suspend": suspend.suspend,
         }
         parser = argparse.ArgumentParser(prog="python -m bench")

@@ -34,10 +34,9 @@ _NOWHERE = f"tap,id=hostnet0,ifname=bare{os.getpid()},script=no,downscript=no,vn
 class Monitor:
     """QEMU's own protocol, a command at a time."""
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, connection: socket.socket, *, timeout: float) -> None:
+        self._socket = connection
         self._socket.settimeout(timeout)
-        self._socket.connect(str(path))
         self._lines = self._socket.makefile("r")
         self._lines.readline()
         self.execute("qmp_capabilities")
@@ -96,7 +95,7 @@ class BareTemplate:
                 process = subprocess.Popen(argv, pass_fds=[memory.fileno()])
             try:
                 connection = connected(channel, process, timeout)
-                qmp = Monitor(monitor, timeout=timeout)
+                qmp = Monitor(connected(monitor, process, timeout), timeout=timeout)
                 while qmp.execute("query-status")["status"] == "inmigrate":
                     time.sleep(0.005)
                 qmp.execute("cont")

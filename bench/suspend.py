@@ -27,12 +27,13 @@ def suspend() -> list[Number]:
     process = NodeProcess(clones=True, warm=(MEMORY, 2, 10), pool_floor=1, pool_ceiling=1)
     process.start()
     try:
-        return asyncio.run(_suspend(process.client))
+        return asyncio.run(_suspend(process))
     finally:
         process.close()
 
 
-async def _suspend(node: Node) -> list[Number]:
+async def _suspend(process: NodeProcess) -> list[Number]:
+    node = process.client
     while not (await node.host_info()).pool_ready:  # noqa: ASYNC110 (its template is being baked)
         await asyncio.sleep(0.2)
     async with _machine(node) as machine:
@@ -63,7 +64,7 @@ async def _suspend(node: Node) -> list[Number]:
             note=f"usual {usual * 1000:.0f} ms",
         ),
         Number("stop", median(stops), "s", at_most=0.4),
-        *_idle(await _idle_machines(node)),
+        *_idle(await _idle_machines(process)),
     ]
 
 
@@ -114,8 +115,9 @@ class _Gaps:
             last = now
 
 
-async def _idle_machines(node: Node) -> list[float]:
-    """Percent of a core that each of three idle machines uses over ten seconds."""
+async def _idle_machines(process: NodeProcess) -> list[float]:
+    """Percent of a core that each of three idle machines uses, and bytes of memory that are its process's own."""
+    node = process.client
     names = [await _started(node) for _ in range(3)]
     await asyncio.sleep(5)
     before = [(await node.machine_get(name)).cpu_seconds for name in names]
@@ -124,19 +126,11 @@ async def _idle_machines(node: Node) -> list[float]:
     await asyncio.sleep(31)
     after = [(await node.machine_get(name)).cpu_seconds for name in names]
     seconds = time.monotonic() - began
-    resident = [_resident(pid) for pid in _pids()]
+    resident = [_resident(pid) for pid in process.qemu_pids()]
     for name in names:
         await node.machine_stop(name)
         await node.machine_forget(name)
     return [median((b - a) / seconds * 100 for a, b in zip(before, after, strict=True)), median(resident)]
-
-
-def _pids() -> list[int]:
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.exists() and path.read_text().startswith("qemu-system")
-    ]
 
 
 def _resident(pid: int) -> float:

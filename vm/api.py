@@ -142,7 +142,7 @@ class Node(Protocol):
         """
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
-        """The machine once it is READY or STOPPED, or as it is after `timeout` seconds. MachineGone if unknown."""
+        """The machine once it is READY, SUSPENDED or STOPPED, or as it is after `timeout` seconds. MachineGone."""
 
     async def machine_get(self, machine: MachineId) -> MachineInfo:
         """The machine as it is now. MachineGone if the node never had it or was told to forget it."""

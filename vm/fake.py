@@ -231,7 +231,10 @@ class FakeNode:
         until = time.monotonic() + timeout
         while True:
             info = self._get(machine).info
-            if info.state in (MachineState.READY, MachineState.STOPPED) or time.monotonic() >= until:
+            if (
+                info.state in (MachineState.READY, MachineState.SUSPENDED, MachineState.STOPPED)
+                or time.monotonic() >= until
+            ):
                 return info
             await asyncio.sleep(_TURN)
 

@@ -84,8 +84,10 @@ def _beyond(now: datetime | None) -> list[Sandbox]:
                 audit.publish(organization_id=organization.pk, kind="spending", payload=spending_payload(spending))
         if spending.level is SpendingLevel.REACHED:
             beyond.append(organization.pk)
-    # What is suspended uses no memory: it is left as it is.
-    running = states.sources(states.Move.STOP) & states.ACTIVE
+    # What is suspended uses no memory: it is left as it is, and so is what is about to be; what is being resumed is
+    # found again once it runs.
+    between = {SandboxState.SUSPENDING, SandboxState.RESUMING}
+    running = (states.sources(states.Move.STOP) & states.ACTIVE) - between
     return list(Sandbox.objects.filter(organization__in=beyond, state__in=running))
 
 

@@ -129,6 +129,8 @@ async def test_a_broken_template_is_discarded_and_the_machine_boots(process: Nod
     memory.chmod(0o600)
     with memory.open("r+b") as file:
         file.truncate(save_image.read(memory).stream_at + 1_000_000)
+    # A copy that the next clone would take
+    (Path("/dev/shm") / f"atoll-{process.tag}" / f"{place.name}.spare").unlink(missing_ok=True)
     machines = [secrets.token_hex(16) for _ in range(3)]
     try:
         infos = await asyncio.gather(*(boot(node, machine) for machine in machines))
@@ -147,7 +149,7 @@ async def test_a_broken_template_is_discarded_and_the_machine_boots(process: Nod
         await gone(node, again)
 
 
-async def test_what_is_resumed_has_the_right_time_and_other_random_numbers(node: Node) -> None:
+async def test_what_is_resumed_has_the_right_time_and_its_ports(node: Node) -> None:
     """A clock that stood still is set, a counter goes on, a listening port still answers."""
     machine = secrets.token_hex(16)
     await boot(node, machine)
@@ -173,6 +175,28 @@ async def test_what_is_resumed_has_the_right_time_and_other_random_numbers(node:
     after = int((await execute(node, machine, "cat", "/tmp/n"))[1])
     assert before < after
     await gone(node, machine)
+
+
+async def test_a_fork_and_a_resumed_machine_draw_other_random_numbers(node: Node) -> None:
+    """The kernel notices that its memory was copied; nothing that is drawn afterwards is drawn twice."""
+    machine, fork = secrets.token_hex(16), secrets.token_hex(16)
+    await boot(node, machine)
+    draw = "import os, random, uuid\nprint(*(os.urandom(16).hex() for _ in range(200)), uuid.uuid4().hex)"
+    await node.machine_fork(machine, spec(fork))
+    assert (await node.machine_wait(fork, timeout=BOOT)).state is MachineState.READY
+    outputs = await asyncio.gather(*(execute(node, name, "python3", "-c", draw) for name in (machine, fork)))
+    values = [value for _code, output in outputs for value in output.decode().split()]
+    assert len(values) == len(set(values)) == 402
+    noticed = "sudo dmesg | grep -c 'reseeded due to virtual machine fork'"
+    before = int((await execute(node, machine, "sh", "-c", noticed))[1])
+    assert int((await execute(node, fork, "sh", "-c", noticed))[1]) == before + 1
+    await node.machine_suspend(machine)
+    await node.machine_resume(machine)
+    assert (await node.machine_wait(machine, timeout=BOOT)).state is MachineState.READY
+    assert int((await execute(node, machine, "sh", "-c", noticed))[1]) == before + 1
+    ids = [await execute(node, name, "cat", "/etc/machine-id") for name in (machine, fork)]
+    assert ids[0] != ids[1]
+    await gone(node, machine, fork)
 
 
 async def test_a_damaged_memory_costs_the_memory_only(process: NodeProcess, node: Node) -> None:

@@ -97,7 +97,9 @@ def clone(source: Path, target: Path, xml: str, *, spare: int = 0) -> None:
     """
     image = read(source)
     head = header(replace(image, xml=xml))
-    with source.open("rb") as there, target.open("wb") as here:
+    # Nobody else's to read, and never through a link that somebody else laid
+    private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with source.open("rb") as there, os.fdopen(private, "wb") as here:
         here.write(header(replace(image, xml=xml), room=len(head) + spare) if spare else head)
         here.flush()
         at, end = image.stream_at, os.fstat(there.fileno()).st_size

@@ -43,6 +43,9 @@ def domain(plan: DomainPlan) -> str:
     root = ElementTree.Element("domain", type="kvm" if kvm else "qemu")
     _add(root, "name", plan.name)
     _add(root, "uuid", plan.uuid)
+    # libvirt gives it another value at each restore; the guest's kernel notices, and reseeds its random numbers before
+    # its programs run on: two machines from one memory must not share any
+    _add(root, "genid")
     # A guest's memory does not belong in a core dump: it may hold anything
     _add(root, "memory", str(plan.memory_mib), unit="MiB", dumpCore="off")
     _add(root, "vcpu", str(plan.vcpus))

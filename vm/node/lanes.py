@@ -10,6 +10,10 @@ from vm.background import spawn
 from vm.errors import HypervisorError
 
 
+class TooSlow(HypervisorError):
+    """The host did not do it in time; it may still do it."""
+
+
 class Lanes:
     """Runs blocking calls; those of one lane one after the other, in the order they were asked for."""
 
@@ -18,7 +22,7 @@ class Lanes:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def run[T](self, lane: str, work: Callable[[], T], *, deadline: float) -> T:
-        """What `work` returns. HypervisorError after `deadline` seconds; it then still runs, and its lane waits for it.
+        """What `work` returns. TooSlow after `deadline` seconds; it then still runs, and its lane waits for it.
 
         So it is with cancellation: what follows in the lane finds the work done.
         """
@@ -36,7 +40,7 @@ class Lanes:
             async with asyncio.timeout(deadline):
                 result, error = await asyncio.shield(task)
         except TimeoutError as late:
-            raise HypervisorError(f"the host did not answer within {deadline:.0f} s") from late
+            raise TooSlow(f"the host did not answer within {deadline:.0f} s") from late
         if error is not None:
             raise error
         return result  # type: ignore[return-value]

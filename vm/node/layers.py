@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Layers:
         self._conn = conn
         self._owner = owner
         self.being_made: set[LayerId] = set()
+        self.frozen = False  # some record cannot be read: what it names is not known, and so nothing is waste
 
     @contextmanager
     def fresh(self) -> Iterator[LayerId]:
@@ -82,12 +83,19 @@ class Layers:
     async def _pulling(self, name: str) -> bool:
         return await self._lanes.run(name, lambda: domains.domain_pulling(self._conn, name), deadline=30)
 
-    async def sweep(self, needed: set[LayerId]) -> None:
-        """Remove the layers that nobody needs any more."""
+    async def sweep(self, needed: Callable[[], set[LayerId]]) -> None:
+        """Remove the layers that nobody needs any more; `needed` says which are, and is asked in the event loop."""
+        if self.frozen:
+            return
+        there = await self._lanes.run("layers", self._there, deadline=60)
+        # Asked after the look: what is made from now on was not seen, and what was seen has its owner by now
+        waste = there - needed() - self.being_made
 
-        def sweep() -> None:
-            for path in self._layout.disks.glob("*.qcow2"):
-                if path.stem not in needed and path.stem not in self.being_made:
-                    path.unlink(missing_ok=True)
+        def remove() -> None:
+            for layer in waste:
+                self._layout.disk(layer).unlink(missing_ok=True)
 
-        await self._lanes.run("layers", sweep, deadline=60)
+        await self._lanes.run("layers", remove, deadline=60)
+
+    def _there(self) -> set[LayerId]:
+        return {path.stem for path in self._layout.disks.glob("*.qcow2")}

@@ -25,14 +25,14 @@ from vm.node.admission import lacking_mib
 from vm.node.config import NodeConfig
 from vm.node.hostinfo import memory_available, memory_total
 from vm.node.keeper import Keeper, Machine
-from vm.node.lanes import Lanes
+from vm.node.lanes import Lanes, TooSlow
 from vm.node.layers import MAX_LAYERS, Layers
 from vm.node.pool import Pool
 from vm.node.records import Names, Record
 from vm.node.start import Starter
 from vm.node.templates import Templates, size_of
 from vm.storage.images import image_find
-from vm.storage.layout import LayerId, Layout
+from vm.storage.layout import LayerId, Layout, private_directory
 
 log = logging.getLogger("atoll.node")
 
@@ -42,7 +42,7 @@ _LIMITS = {"memory_mib": (128, 65_536), "vcpus": (1, 32), "disk_gib": (1, 1024)}
 _SHUTDOWN_PATIENCE = 10.0  # seconds a guest has to write what is dirty: it may be somebody's work
 _SUBSCRIBER_ROOM = 1000
 _FLUSHING = 10.0
-_SAVING = 300.0  # seconds for which writing a machine's memory may take
+_SAVING = 1800.0  # seconds for which writing a machine's memory may take: 4 GiB onto a disk that does 2.5 MB/s
 MAX_BOOTS = 3
 RUNNING = (MachineState.READY, MachineState.LOST)
 
@@ -59,16 +59,17 @@ class Machines:
         self.lanes = lanes
         self.conn = conn
         self.scratch = config.scratch / names.prefix.rstrip("-")
-        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        private_directory(self.scratch)
         self.starter = Starter(config, layout, names, lanes, conn, accelerator, self.scratch)
         self.keeper = Keeper(config, layout, names, lanes, conn, self.starter, self._observed)
         self.templates = Templates(config, layout, names, lanes, conn, self.starter, accelerator)
         self.pool = Pool(config, layout, names, lanes, conn, self.starter, self.templates, self._idle)
         self.known: dict[MachineId, Machine] = {}
         self.layers = Layers(config, layout, names, lanes, conn, self.starter.owner)
-        self._out_of_memory = OutOfMemoryWatch()
+        self.out_of_memory = OutOfMemoryWatch()
         self._queue: list[Machine] = []
         self._booting: set[MachineId] = set()
+        self._unsaved: set[MachineId] = set()
         self._subscribers: set[asyncio.Queue[MachineInfo | None]] = set()
         self._boot_id = boot_id()
         self._closing = False
@@ -95,6 +96,7 @@ class Machines:
         try:
             self._require_turn()
             await self._make_room(record)
+            self._require_wanted(machine)
             if kept or not self._may_clone(record):
                 waiting = None
             else:
@@ -104,7 +106,7 @@ class Machines:
                 return self.info(machine)
             record.save(self.layout)
         except VmError:
-            self._unknow(spec.machine, before)
+            self._unknow(machine, before)
             raise
         self.enqueue(machine)
         return self.info(machine)
@@ -113,11 +115,14 @@ class Machines:
         # Templates are of the newest image only
         return self.config.clones and record.image == image_find(self.config.image_cache, self.config.image).hash
 
-    def _unknow(self, machine: MachineId, before: Machine | None) -> None:
+    def _unknow(self, machine: Machine, before: Machine | None) -> None:
+        name = machine.record.machine
+        if self.known.get(name) is not machine or machine.record.state is MachineState.STOPPED:
+            return  # it was stopped meanwhile, and is known as that
         if before is not None:
-            self.known[machine] = before
+            self.known[name] = before
         else:
-            del self.known[machine]
+            del self.known[name]
 
     def _record(self, spec: MachineSpec, image: str) -> Record:
         return Record(
@@ -137,7 +142,7 @@ class Machines:
         record.spec, record.since = asked.spec, asked.since
         # What making it cost is nobody's
         record.cpu_before, record.stages, record.boots = asked.cpu_before - record.cpu_seconds, {}, 1
-        record.cpu_seconds = 0.0
+        record.cpu_seconds = asked.cpu_seconds
         machine.record, machine.channel = record, waiting.channel
         if waiting.channel is not None:
             waiting.channel.listen(machine.link_changed)
@@ -169,7 +174,7 @@ class Machines:
         known = self._get(machine)
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while known.record.state not in (MachineState.READY, MachineState.STOPPED):
+                while known.record.state not in _SETTLED:
                     await known.changed.wait()
         return self.info(known)
 
@@ -186,8 +191,8 @@ class Machines:
         known = self._get(machine)
         while known.record.state is not MachineState.STOPPED:
             if known.record.state is MachineState.SUSPENDED and known.ending is None:
-                self.layout.memory(machine).unlink(missing_ok=True)
                 self.stopped(known, StopReason.REQUESTED, "")
+                await self._drop_memory(known.record)
                 break
             # One that is ending already may be about to boot once more
             self._end(known, StopReason.REQUESTED, "", ask=True)
@@ -206,6 +211,7 @@ class Machines:
             free = shutil.disk_usage(self.layout.machines).free // 2**20
             if free < known.record.memory_mib + self.config.disk_reserve_mib:
                 raise HostFull(f"only {free} MiB are free: no room to keep {known.record.memory_mib} MiB of memory")
+            known.record.committed = False
             self._enter(known, MachineState.SUSPENDING)
             # Whoever asked may go away; half a suspend is none
             saving = spawn(self._suspend(known), name=f"suspend {machine}")
@@ -283,10 +289,11 @@ class Machines:
             await self._make_room(record)
             async with original.busy:
                 self._require_running(original)
+                self._require_wanted(machine)
                 forking = spawn(self._fork(original, machine), name=f"fork {source}")
                 await asyncio.shield(forking)
         except VmError:
-            self._unknow(spec.machine, None)
+            self._unknow(machine, None)
             raise
         return self.info(machine)
 
@@ -300,12 +307,13 @@ class Machines:
         name = self.names.of(mine.body)
         with self.layers.fresh() as fresh:
             await self.lanes.run(name, lambda: self.layers.snapshot(mine, fresh, memory), deadline=_SAVING)
-            record.disks = [secrets.token_hex(16), *mine.disks]
+            record.disks, record.fresh = [secrets.token_hex(16), *mine.disks], False
             mine.disks = [fresh, *mine.disks]
             mine.save(self.layout)
             record.stages["snapshot"] = round(time.monotonic() - began, 4)
             record.save(self.layout)
-        self.enqueue(machine)
+        if machine.ending is None and record.state is MachineState.QUEUED:
+            self.enqueue(machine)
         self._merge_if_long(original)
 
     async def _flush(self, machine: Machine) -> None:
@@ -328,7 +336,7 @@ class Machines:
                 log.warning("machine %s: its disk's layers are not merged yet: %s", machine.record.machine, error)
                 return
             self._save(machine.record)
-        await self.layers.sweep(self.needed_layers())
+        await self.layers.sweep(self.needed_layers)
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""
@@ -344,7 +352,7 @@ class Machines:
         name = self.names.of(known.record.body)
         await self.lanes.run(name, lambda: shutil.rmtree(place, ignore_errors=True), deadline=60)
         self.lanes.forget(name)
-        await self.layers.sweep(self.needed_layers())
+        await self.layers.sweep(self.needed_layers)
 
     def needed_layers(self) -> set[LayerId]:
         """Every layer that somebody needs now."""
@@ -424,7 +432,7 @@ class Machines:
             self._end(machine, StopReason.DISK_FULL, "the host's disk had no room for what the guest wrote")
         elif event.what is Happening.STOPPED and event.reason is not None:
             reason, detail = event.reason, event.detail
-            if reason is StopReason.HYPERVISOR_DIED and self._out_of_memory.killed_since_last_look():
+            if reason is StopReason.HYPERVISOR_DIED and self.out_of_memory.killed_lately():
                 reason, detail = StopReason.HOST_OUT_OF_MEMORY, "the host ran out of memory, and its kernel ended QEMU"
             if machine.record.state is not MachineState.STARTING:
                 self._end(machine, reason, detail)
@@ -457,8 +465,6 @@ class Machines:
             self.starter.groups.close()
         for key in self.templates.names():
             self.starter.drop_spare(key)
-        with suppress(OSError):
-            self.scratch.rmdir()
         for machine in self.known.values():
             if machine.channel is not None:
                 await machine.channel.close()
@@ -476,6 +482,7 @@ class Machines:
         queued = round(time.time() - record.since, 4)
         record.boots += 1
         failure: tuple[StopReason, str] | None = None
+        blame_host = False
         try:
             await self._make_room(record)
             self._prepare(record)
@@ -489,6 +496,10 @@ class Machines:
             self._ready(machine)
         except HostFull as error:
             failure = _full(error), error.detail
+            blame_host = True
+        except TooSlow as error:
+            failure = StopReason.BOOT_FAILED, error.detail
+            blame_host = True
         except VmError as error:
             failure = StopReason.BOOT_FAILED, error.detail
         except (OSError, TimeoutError, KeyError) as error:
@@ -505,7 +516,7 @@ class Machines:
         if failure is not None:
             log.warning("machine %s did not start: %s", record.machine, failure[1])
             if machine.ending is None:
-                await self._not_started(machine, *failure)
+                await self._not_started(machine, *failure, blame_host=blame_host)
             return
         await self.keeper.keep(machine)
 
@@ -525,30 +536,46 @@ class Machines:
         record.origin, record.template = Origin.COLD, ""
         record.disks = [secrets.token_hex(16)]
 
-    async def _not_started(self, machine: Machine, reason: StopReason, detail: str) -> None:
+    async def _not_started(self, machine: Machine, reason: StopReason, detail: str, *, blame_host: bool) -> None:
+        """What follows a start that failed; `blame_host`: for want of room or time, whatever it was started from."""
         record = machine.record
+        stage = list(record.stages)[-1] if record.stages else ""
         if machine.channel is not None:
             await machine.channel.close()
             machine.channel = None
         with suppress(VmError):
             await self.starter.release(record)
-        if record.origin is Origin.CLONE and reason is StopReason.BOOT_FAILED:
+        if record.origin is Origin.CLONE and record.template:
             # Whatever is wrong with its template, a machine can still be had the slow way
-            self.templates.failed(record.template, list(record.stages)[-1] if record.stages else "")
+            if not blame_host:
+                self.templates.failed(record.template, stage)
             record.note = f"booted, because it could not be cloned: {detail}"[:300]
-            record.disks, record.template = [], ""
+            record.origin, record.disks, record.template = Origin.COLD, [], ""
             record.enter(MachineState.QUEUED)
             self._save(record)
             self.enqueue(machine)
             return
-        if record.origin is Origin.RESUME and not record.fresh:
-            if reason is not StopReason.BOOT_FAILED and not record.committed:
-                # The host has no room for it: its memory is as good as before
+        if record.origin is Origin.RESUME:
+            # Only a memory that was looked at and found bad is given up: else it is as good as before
+            if not record.committed and (blame_host or stage != "domain"):
                 self._enter(machine, MachineState.SUSPENDED, detail=detail)
                 return
-            self.layout.memory(record.machine).unlink(missing_ok=True)
+            await self._drop_memory(record)
             reason = StopReason.RESUME_FAILED
         self.stopped(machine, reason, detail)
+
+    def save_again(self) -> None:
+        """Write down what could not be written before."""
+        for name in list(self._unsaved):
+            if name in self.known:
+                self._save(self.known[name].record)
+            else:
+                self._unsaved.discard(name)
+
+    async def _drop_memory(self, record: Record) -> None:
+        # Gigabytes: taking them from a file system is no work for the event loop
+        memory = self.layout.memory(record.machine)
+        await self.lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=_SAVING)
 
     def _ready(self, machine: Machine) -> None:
         record = machine.record
@@ -623,8 +650,10 @@ class Machines:
     def _save(self, record: Record) -> None:
         try:
             record.save(self.layout)
+            self._unsaved.discard(record.machine)
         except (OSError, HostFull) as error:
-            # The machine goes on without: a full disk must not take the node with it, and the next change tries again
+            # The machine goes on without: a full disk must not take the node with it, and it is tried again and again
+            self._unsaved.add(record.machine)
             log.error("machine %s: its record could not be written: %s", record.machine, error)
 
     def _announce(self, machine: Machine) -> None:
@@ -639,6 +668,12 @@ class Machines:
                 self._subscribers.discard(subscriber)
                 subscriber.get_nowait()
                 subscriber.put_nowait(None)
+
+    def _require_wanted(self, machine: Machine) -> None:
+        """Whoever asked for it may have been overtaken by somebody who stopped it."""
+        record = machine.record
+        if self.known.get(record.machine) is not machine or record.state is not MachineState.QUEUED or machine.ending:
+            raise MachineGone(f"machine {record.machine} was stopped meanwhile")
 
     def _require_running(self, machine: Machine) -> None:
         if machine.record.state not in RUNNING or machine.ending is not None:
@@ -673,6 +708,7 @@ class Machines:
 
 
 _WITHOUT_DOMAIN = (MachineState.STOPPED, MachineState.SUSPENDED)
+_SETTLED = (MachineState.READY, MachineState.STOPPED, MachineState.SUSPENDED)
 
 
 def _full(error: HostFull) -> StopReason:

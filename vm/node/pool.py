@@ -122,8 +122,8 @@ class Pool:
 
     @property
     def ready(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        """How many wait and answer."""
+        return sum(machine.channel is not None and machine.channel.up for machine in self._waiting)
 
     @property
     def wanted(self) -> int:
@@ -173,6 +173,11 @@ class Pool:
             return True
         if not self._config.clones or not self._idle():
             return False
+        for machine in self._waiting:
+            if machine.channel is None or not machine.channel.up:
+                log.warning("a clone in the pool does not answer any more")
+                await self.drop(machine)
+                return True
         waiting: dict[Size, int] = {}
         for machine in self._waiting:
             size = size_of(machine.record)
@@ -194,6 +199,8 @@ class Pool:
         if step.what == "drop":
             await self.drop(next(machine for machine in self._waiting if size_of(machine.record) == step.size))
         elif step.what == "bake":
+            if not self._room(step.size):
+                return False
             self._asked_for.discard(step.size)
             await self._templates.bake(step.size)
         elif time.monotonic() < self._retry_at or not self._room(step.size):

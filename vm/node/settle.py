@@ -16,7 +16,7 @@ from vm.libvirt import domains, save_image
 from vm.libvirt.domains import DomainState
 from vm.node.keeper import Machine
 from vm.node.machines import MAX_BOOTS, RUNNING, Machines
-from vm.node.records import Record, record_load
+from vm.node.records import Record, record_load, write_whole
 from vm.node.sweep import PATIENCE, expected, sweep_all
 from vm.storage.qcow2 import layers_of
 
@@ -52,6 +52,8 @@ async def settle(machines: Machines) -> None:
         else:
             machines.layout.memory(record.machine).unlink(missing_ok=True)
             machines.stopped(machine, *verdict)
+    for machine in adopted:
+        await _know_layers(machines, machine.record)
     kept = {machine.record.body for machine in adopted}
     wanted = expected(machines, kept=kept)
     await machines.lanes.run("settle", lambda: sweep_all(machines, wanted), deadline=PATIENCE)
@@ -66,9 +68,9 @@ async def settle(machines: Machines) -> None:
 def _judge(machines: Machines, record: Record, domain: DomainState | None) -> str | tuple[StopReason, str]:
     """ "adopt", "again" (start it once more), "suspended", or why it has stopped. Reads, but changes nothing."""
     memory = _is_whole(machines.layout.memory(record.machine))
-    if record.state is MachineState.SUSPENDED or (
-        record.state is MachineState.SUSPENDING and domain is None and memory
-    ):
+    if record.state is MachineState.SUSPENDING and domain is not None:
+        return "adopt"
+    if record.state is MachineState.SUSPENDED or (record.state is MachineState.SUSPENDING and memory):
         return "suspended" if memory else (StopReason.RESUME_FAILED, "the image of its memory is gone, or damaged")
     resuming = record.origin is Origin.RESUME and not record.committed
     if resuming and record.state not in RUNNING and memory:
@@ -101,22 +103,33 @@ def _is_whole(memory: Path) -> bool:
     return True
 
 
+async def _know_layers(machines: Machines, record: Record) -> None:
+    """Ask QEMU what a running machine writes to: a fork may have been cut between the snapshot and the record of it."""
+    name = machines.names.of(record.body)
+
+    def look() -> list[str]:
+        return [path.stem for path in layers_of(domains.domain_disk(machines.conn, name))[:-1]]
+
+    try:
+        record.disks = await machines.lanes.run(name, look, deadline=PATIENCE)
+    except VmError as error:
+        log.error("machine %s: it is not known on which layers it runs, so none is removed: %s", record.machine, error)
+        machines.layers.frozen = True
+
+
 async def _adopt(machines: Machines, machine: Machine) -> None:
     record = machine.record
     name = machines.names.of(record.body)
     log.info("machine %s runs on", record.machine)
     machines.layout.memory(record.machine).unlink(missing_ok=True)
 
-    def look() -> list[str]:
-        # A fork may have been cut between the snapshot and the record of it
-        layers = layers_of(domains.domain_disk(machines.conn, name))
+    def go_on() -> None:
         state = domains.domain_state(machines.conn, name)
         if state is not None and not state.running:
             domains.domain_resume(machines.conn, name)
-        return [path.stem for path in layers[:-1]]
 
     try:
-        record.disks = await machines.lanes.run(name, look, deadline=PATIENCE)
+        await machines.lanes.run(name, go_on, deadline=PATIENCE)
     except VmError as error:
         log.warning("machine %s: %s", record.machine, error)
     if record.state not in RUNNING:
@@ -139,7 +152,8 @@ def _load(machines: Machines) -> list[Record]:
             shutil.rmtree(place, ignore_errors=True)
         except ValueError as error:
             # Its disk may be somebody's work: a person must look
-            log.error("machine %s is left alone: %s", place.name, error)
+            log.error("machine %s is left alone, and so is everything that may be its own: %s", place.name, error)
+            machines.layers.frozen = True
     return records
 
 
@@ -157,4 +171,4 @@ def _modernise(machines: Machines, place: Path) -> None:
     # A machine that runs has the file open under its old name, which libvirt would look for: it is started anew
     stopped = {"state": "stopped", "stop_reason": "hypervisor_died", "detail": "Atoll was updated"}
     data.update(stopped if data["state"] != "stopped" else {}, body=body, disks=[layer], fresh=False, origin="cold")
-    path.write_text(json.dumps(data))
+    write_whole(path, data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import pwd
 import secrets
 import socket
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vm.api import Origin
-from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset
+from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
 from vm.host.cgroups import Bounds, ControlGroups
@@ -34,8 +35,10 @@ from vm.node.config import NodeConfig
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
 from vm.storage.images import image_find
-from vm.storage.layout import BodyId, Layout
+from vm.storage.layout import BodyId, Layout, private_directory
 from vm.storage.qcow2 import overlay_create
+
+log = logging.getLogger("atoll.node")
 
 # The same in every machine, each in a namespace of its own: a clone of one must fit where another was.
 MAC = "52:54:00:a7:01:01"
@@ -91,22 +94,30 @@ class Starter:
                 if record.origin in (Origin.CLONE, Origin.FORK):
                     image.unlink(missing_ok=True)
             with _timed(record, "agent"):
-                self.commit(record)
                 channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
+                if record.origin is Origin.RESUME:
+                    await self._commit(record)
+                    # Its memory is in its domain only: whatever fails from here on, that stays
+                    undo.pop_all()
                 await self._blocking(record, lambda: domains.domain_resume(self._conn, self._names.of(record.body)))
                 if record.origin is Origin.COLD:
                     await self._await_agent(channel)
-            await self.introduce(record, channel)
+            try:
+                await self.introduce(record, channel)
+            except (VmError, TimeoutError):
+                if not record.committed:
+                    raise
+                log.warning("machine %s was resumed, but its agent does not answer yet", record.machine)
             undo.pop_all()
             return channel
 
-    def commit(self, record: Record) -> None:
+    async def _commit(self, record: Record) -> None:
         """From here on the processor may run: what was saved of its memory is of the past."""
-        if record.origin is Origin.RESUME:
-            record.committed = True
-            self._save(record)
-            self._layout.memory(record.machine).unlink(missing_ok=True)
+        record.committed = True
+        self._save(record)
+        memory = self._layout.memory(record.machine)
+        await self._lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=_QUICK)
 
     def channel(self, body: BodyId, changed: Callable[[bool, str], None]) -> Channel:
         """The channel to a body that has a domain."""
@@ -134,6 +145,7 @@ class Starter:
             if self.groups is not None:
                 self.groups.release(record.body)
             (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
+            self._lanes.forget(self._names.of(record.body))
 
     def _network_gone(self, record: Record) -> None:
         namespace_remove(self._names.of(record.body))
@@ -169,14 +181,19 @@ class Starter:
     async def _stage(self, record: Record, name: str, work: Callable[[Record], None], deadline: float = 60) -> None:
         # What has nothing to do with libvirt goes on beside it
         lane = self._names.of(record.body) if name == "domain" else f"{record.body}/{name}"
-        with _timed(record, name):
-            await self._lanes.run(lane, lambda: work(record), deadline=deadline)
-        if "/" in lane:
-            self._lanes.forget(lane)
+        try:
+            with _timed(record, name):
+                await self._lanes.run(lane, lambda: work(record), deadline=deadline)
+        finally:
+            if "/" in lane:
+                self._lanes.forget(lane)
 
     def _disk(self, record: Record) -> None:
         disk = self._layout.disk(record.disks[0])
         if not disk.exists():
+            if not record.fresh and record.origin is not Origin.FORK:
+                # An empty one in its place would look like a machine that lost everything
+                raise HypervisorError("its disk is not on this host any more")
             image = image_find(self._config.image_cache, record.image)
             below = record.disks[1:]
             overlay_create(
@@ -218,7 +235,7 @@ class Starter:
 
     def _copy(self, record: Record) -> None:
         source, image = self._layout.template(record.template) / "memory.save", self._image(record)
-        self._scratch.mkdir(mode=0o700, exist_ok=True)  # whoever cleans /dev/shm does not know us
+        private_directory(self._scratch)  # whoever cleans /dev/shm does not know us
         try:
             xml = self._moved(record, source)
             with suppress(FileNotFoundError):

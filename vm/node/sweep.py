@@ -16,6 +16,8 @@ from vm.node.keeper import Machine
 from vm.node.machines import RUNNING, Machines
 
 log = logging.getLogger("atoll.node")
+_COMING = (MachineState.QUEUED, MachineState.STARTING)
+_ANYBODYS = ("domain", "namespace", "socket", "group", "log", "image", "layer", "memory")
 PATIENCE = 60.0
 EVERY = 20.0
 """Seconds between looks of a node that serves; what is nobody's in two of them in a row is removed."""
@@ -47,7 +49,9 @@ def expected(machines: Machines, *, kept: set[str] | None = None) -> Expected:
         bodies=frozenset(bodies),
         layers=frozenset(machines.needed_layers()),
         images=frozenset(
-            {m.record.body for m in known if m.record.origin is Origin.FORK} | bodies | machines.templates.names()
+            {m.record.body for m in known if m.record.origin is Origin.FORK and m.record.state in _COMING}
+            | bodies
+            | machines.templates.names()
         ),
         memories=frozenset(m.record.machine for m in known if _may_have_memory(m)),
     )
@@ -74,11 +78,13 @@ def strays(machines: Machines, wanted: Expected) -> list[Stray]:
     found += [Stray("layer", str(path)) for path in layout.disks.iterdir() if path.stem not in wanted.layers]
     saved = layout.machines.glob("*/memory.*")
     found += [Stray("memory", str(path)) for path in saved if path.parent.name not in wanted.memories]
-    return found
+    # While a record cannot be read, what it names is not known
+    return [stray for stray in found if not (machines.layers.frozen and stray.kind in _ANYBODYS)]
 
 
 def _may_have_memory(machine: Machine) -> bool:
-    return machine.record.state is not MachineState.STOPPED and not machine.record.committed
+    state = machine.record.state
+    return state is MachineState.SUSPENDING or (state is not MachineState.STOPPED and not machine.record.committed)
 
 
 def remove(machines: Machines, stray: Stray) -> None:
@@ -111,6 +117,8 @@ async def sweep_for_ever(machines: Machines) -> None:
     missing: set[str] = set()
     while True:
         await asyncio.sleep(EVERY)
+        machines.out_of_memory.look()
+        machines.save_again()
         try:
             found = set(
                 await machines.lanes.run("settle", partial(strays, machines, expected(machines)), deadline=PATIENCE)

@@ -195,6 +195,8 @@ class Templates:
 
     def discard(self, key: str) -> None:
         """Use it no more. Its disk goes when no clone needs it any more."""
+        if not key:
+            raise ValueError("a template has a key")
         self._failures.pop(key, None)
         self._known.pop(key, None)
         self._starter.drop_spare(key)

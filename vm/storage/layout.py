@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from vm.api import MachineId
+from vm.errors import HypervisorError
 
 type BodyId = str
 """32 hex digits: what a domain, its namespace and its socket are called after; a machine has one at a time."""
@@ -100,3 +103,13 @@ class Layout:
     def too_long(self) -> int:
         """By how many bytes the data directory's path exceeds what unix sockets below it allow; 0 if it fits."""
         return max(0, len(str(self.data / _LONGEST).encode()) - _SOCKET_PATH)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that only we may look into. HypervisorError if there is one that somebody else made."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        there = path.lstat()
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid() or stat.S_IMODE(there.st_mode) & 0o077:
+            raise HypervisorError(f"{path} is there already and not ours: somebody else made it; remove it") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from vm.host.cgroups import Bounds, ControlGroups
-from vm.host.memory import OutOfMemoryWatch
+from vm.host.memory import LATELY, OutOfMemoryWatch
 
 BOUNDS = Bounds(memory=2**30, cpus=2.5)
 
@@ -51,12 +52,15 @@ def test_without_groups_nothing_is_bounded(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kills_for_want_of_memory_are_noticed_once(tmp_path: Path) -> None:
-    """The counter is compared with the last look."""
+def test_kills_for_want_of_memory_explain_ends_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is compared with the last look; its growth explains every end of the next seconds, none later."""
     counters = tmp_path / "vmstat"
     counters.write_text("nr_free_pages 1\noom_kill 3\n")
     watch = OutOfMemoryWatch(counters)
-    assert not watch.killed_since_last_look()
+    assert not watch.killed_lately()
     counters.write_text("nr_free_pages 1\noom_kill 4\n")
-    assert watch.killed_since_last_look()
-    assert not watch.killed_since_last_look()
+    assert watch.killed_lately()
+    assert watch.killed_lately()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + LATELY + 1)
+    assert not watch.killed_lately()

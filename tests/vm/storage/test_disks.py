@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vm.errors import HostFull, ImageMissing
+from vm.errors import HostFull, HypervisorError, ImageMissing
 from vm.host.run import run
 from vm.storage.images import image_find
-from vm.storage.layout import Layout
+from vm.storage.layout import Layout, private_directory
 from vm.storage.qcow2 import overlay_create
 
 
@@ -84,3 +84,18 @@ def test_no_room_for_an_overlay(tmp_path: Path, small: Path) -> None:
 def test_paths_that_sockets_cannot_have() -> None:
     assert Layout(Path("/var/lib/atoll")).too_long() == 0
     assert Layout(Path("/" + "x" * 60)).too_long() > 0
+
+
+def test_a_private_directory_is_ours_or_refused(tmp_path: Path) -> None:
+    """Made for us alone; one that is open, another's, or a link is refused, as anybody may make some in /dev/shm."""
+    mine = tmp_path / "mine"
+    private_directory(mine)
+    assert mine.stat().st_mode & 0o777 == 0o700
+    private_directory(mine)
+    mine.chmod(0o755)
+    with pytest.raises(HypervisorError, match="not ours"):
+        private_directory(mine)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(HypervisorError, match="not ours"):
+        private_directory(link)
