@@ -22,6 +22,7 @@ from vm.storage.layout import Layout
 
 _CALL_PATIENCE = 10.0
 _MISSES = 2  # heartbeats in a row without an answer, until a machine is LOST
+_GIVEN_UP = 4  # and until its link is made anew: whoever waits for an answer on it would wait for ever
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +97,8 @@ class Keeper:
                 self._enter(machine, MachineState.READY, "")
             elif misses >= _MISSES and machine.record.state is MachineState.READY:
                 self._enter(machine, MachineState.LOST, machine.link_trouble or "its agent does not answer")
+            if misses and misses % _GIVEN_UP == 0 and machine.channel is not None:
+                machine.channel.restart("its agent has not answered for a while")
             machine.nudge.clear()
             # A link that broke comes back at once or not for long: look again soon
             patience = self._config.heartbeat if up and misses == 0 else 1.0

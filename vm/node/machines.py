@@ -88,6 +88,7 @@ class Machines:
         image = image_find(self.config.image_cache, wanted)
         record = self._record(spec, image.hash)
         if before is not None:
+            self.new_body(record)
             record.cpu_before = before.record.cpu_seconds
             record.cpu_seconds = before.record.cpu_seconds
             if kept:
@@ -131,7 +132,6 @@ class Machines:
             state=MachineState.QUEUED,
             since=time.time(),
             boot_id=self._boot_id,
-            # Only what comes from the pool is called otherwise
             body=spec.machine,
         )
 
@@ -265,6 +265,7 @@ class Machines:
                 if known.record.state is not MachineState.SUSPENDED:
                     raise MachineGone(f"machine {machine} was stopped meanwhile")
                 record.origin, record.boots, record.note = Origin.RESUME, 0, ""
+                self.new_body(record)
                 record.enter(MachineState.QUEUED)
                 record.save(self.layout)
                 self.enqueue(known)
@@ -387,6 +388,13 @@ class Machines:
         self._queue.append(machine)
         self._announce(machine)
         self._next_boots()
+
+    def new_body(self, record: Record) -> None:
+        """Call its next domain otherwise: what libvirt still has to tell of the one before is not about that."""
+        before = self.scratch / f"{record.body}.save"
+        record.body = secrets.token_hex(16)
+        if record.origin is Origin.FORK and before.exists():
+            before.rename(self.scratch / f"{record.body}.save")
 
     def _require_turn(self) -> None:
         if len(self._queue) >= self.config.queue_limit:
@@ -551,6 +559,7 @@ class Machines:
                 self.templates.failed(record.template, stage)
             record.note = f"booted, because it could not be cloned: {detail}"[:300]
             record.origin, record.disks, record.template = Origin.COLD, [], ""
+            self.new_body(record)
             record.enter(MachineState.QUEUED)
             self._save(record)
             self.enqueue(machine)
@@ -626,6 +635,7 @@ class Machines:
             log.warning("machine %s is booted once more: %s", record.machine, detail)
             if record.fresh and record.origin in (Origin.COLD, Origin.CLONE, Origin.POOL):
                 record.disks = []
+            self.new_body(record)
             record.enter(MachineState.QUEUED)
             self._save(record)
             self.enqueue(machine)

@@ -42,6 +42,7 @@ async def settle(machines: Machines) -> None:
         if verdict == "adopt":
             adopted.append(machine)
         elif verdict == "again":
+            machines.new_body(record)
             again.append(machine)
         elif verdict == "suspended":
             if record.state is not MachineState.SUSPENDED:
