@@ -7,6 +7,8 @@ import contextlib
 import json
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -103,7 +105,13 @@ class Socket(ABC):
         """Which SDK this is."""
         return dialect_of(user_agent=header(self.scope, b"user-agent") or None, config=config)
 
-    def connection(self, sandbox: Sandbox, actor: Actor, dialect: Dialect) -> Connection:
+    def connection(
+        self,
+        sandbox: Sandbox,
+        actor: Actor,
+        dialect: Dialect,
+        wake: Callable[[], Awaitable[object]] | None = None,
+    ) -> Connection:
         """The state of this socket's calls."""
         self.sandbox = sandbox
         return Connection(
@@ -113,6 +121,7 @@ class Socket(ABC):
             methods=self.methods,
             send=self._text,
             unnoticed=self.unnoticed,
+            wake=wake,
         )
 
     async def wait(self, connection: Connection) -> None:
@@ -189,12 +198,14 @@ class Socket(ABC):
             async for event in happenings:
                 payload = event["payload"]
                 if event["kind"] == "ready":
+                    waking = connection.since is None
                     await in_thread(sandbox.refresh_from_db)
-                    if sandbox.state in ENDED or sandbox.state == SandboxState.SUSPENDED:
+                    if sandbox.state in ENDED or (sandbox.state == SandboxState.SUSPENDED and not waking):
                         return state_reason(sandbox) or "the sandbox was stopped"
                 elif event["kind"] == "timeline":
                     # Of states only the last is told, and it may be resumed already: what was open is gone all the same
-                    if payload["sandbox"] == sandbox.public_id and payload["state"] == SandboxState.SUSPENDED:
+                    suspended = payload["sandbox"] == sandbox.public_id and payload["state"] == SandboxState.SUSPENDED
+                    if suspended and connection.since and payload["at"] > (events.timestamp(connection.since) or ""):
                         return str(payload["text"])
                 elif event["kind"] == "sandbox" and payload["id"] == sandbox.public_id and payload["state"] in ENDED:
                     return str(payload["state_reason"] or "the sandbox was stopped")
@@ -269,8 +280,9 @@ class ConnectSocket(Socket):
         sandbox = await self.running(actor)
         if sandbox.state not in PAUSED:
             return self.connection(sandbox, actor, self.dialect())
-        await suspension.sandbox_wake(sandbox=sandbox, actor=actor, why="an SDK connected")
-        connection = self.connection(sandbox, actor, self.dialect())
+        # Beside the handshake: its memory may still be being saved, for longer than a client waits.
+        wake = partial(suspension.sandbox_wake, sandbox=sandbox, actor=actor, why="an SDK connected")
+        connection = self.connection(sandbox, actor, self.dialect(), wake)
         try:
             await self.wait(connection)
         except BaseException:

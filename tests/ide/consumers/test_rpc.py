@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
 
-from ide.consumers.rpc import BrowserSocket
+from ide.consumers.rpc import BrowserSocket, ConnectSocket
 from sandboxes.database import in_thread
 from sandboxes.models import Sandbox, User
-from sandboxes.services import lifecycle, suspension
+from sandboxes.services import lifecycle, suspension, tokens
 from sandboxes.services.activity import activity
 from tests import factories
 from tests.factories import Team
@@ -94,4 +95,40 @@ async def test_a_page_that_is_merely_open_is_no_use(running: Sandbox, home: Team
     await activity.flush()
     await in_thread(running.refresh_from_db)
     assert running.active_at is not None
+    await leave(socket)
+
+
+async def test_connect_while_memory_is_saved(
+    running: Sandbox, home: Team, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handshake is answered in time however long that takes; the first call waits, and finds what was there."""
+    monkeypatch.setattr("ide.consumers.rpc.READY_SECONDS", 0.2)
+    saving, saved = asyncio.Event(), asyncio.Event()
+    suspend = node.machine_suspend
+
+    async def slow(machine: str) -> Any:
+        saving.set()
+        await saved.wait()
+        return await suspend(machine)
+
+    monkeypatch.setattr(node, "machine_suspend", slow)
+    again = await in_thread(Sandbox.objects.get, pk=running.pk)
+    await suspension.sandbox_suspend(sandbox=again, actor=home.member)
+    await saving.wait()
+    _row, secret = await in_thread(tokens.token_create, actor=home.member, name="sdk")
+    scope = {
+        "type": "websocket",
+        "headers": [(b"authorization", f"Bearer {secret}".encode())],
+        "url_route": {"kwargs": {"sandbox": running.public_id}},
+    }
+    socket: Any = ApplicationCommunicator(ConnectSocket.as_asgi(), scope)  # type: ignore[no-untyped-call]
+    await socket.send_input({"type": "websocket.connect"})
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    await in_thread(running.refresh_from_db)
+    assert running.state == "suspending"
+    saved.set()
+    assert (await ask(socket, 1, "readDir", path="/"))["result"]["ok"]
+    # Nor does the news of that suspend, which comes late, close it.
+    await asyncio.sleep(0.6)
+    assert (await ask(socket, 2, "readDir", path="/"))["result"]["ok"]
     await leave(socket)
