@@ -11,12 +11,14 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +49,28 @@ class Running:
 
 def running(env: Env) -> Running | None:
     """The installation that runs on this data root now; PermissionError for whoever may not know."""
-    path = env.data / "run" / "up.json"
     try:
-        said = json.loads(path.read_text())
+        said = json.loads((env.data / "run" / "up.json").read_text())
     except FileNotFoundError:
         return None
-    with (env.data / "run" / "up.lock").open("rb") as lock:
+    return None if holder(env) is None else Running(**said)
+
+
+def holder(env: Env) -> int | None:
+    """The process that runs or prepares an installation on this data root; PermissionError for whoever may not know.
+
+    0 for a moment while it takes hold.
+    """
+    try:
+        lock = (env.data / "run" / "up.lock").open("rb")
+    except FileNotFoundError:
+        return None
+    with lock:
         try:
             # whoever runs holds it: a stale file names a pid that may be somebody else's by now
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Running(**said)
+            return int(lock.read() or 0)
     return None
 
 
@@ -73,8 +86,7 @@ def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
     try:
         provision(data=env.data, image_cache=env.image_cache, users=users)
         _check_reach(env, users)
-        with (env.data / "run" / "up.lock").open("wb") as lock:
-            _claim(env, lock.fileno())
+        with claimed(env):
             _check_port(env)
             _build_image(env, say)
             _static_files(env)
@@ -104,13 +116,24 @@ def _check_reach(env: Env, users: Users) -> None:
             )
 
 
-def _claim(env: Env, lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = running(env)
-        where = f"at {other.url} (process {other.pid})" if other else "and is starting"
-        raise CannotStart(f'Atoll runs here already {where}: "make down" stops it') from None
+@contextmanager
+def claimed(env: Env) -> Iterator[None]:
+    """Hold this data root: nobody else runs on it, and "make down" finds us. CannotStart where somebody holds it."""
+    # not "wb", which would empty the file of who holds it
+    with (env.data / "run" / "up.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = running(env)
+            where = f"at {other.url} (process {other.pid})" if other else "and is starting"
+            raise CannotStart(f'Atoll runs here already {where}: "make down" stops it') from None
+        (env.data / "run" / "up.json").unlink(missing_ok=True)  # of one that was killed
+        # Until the supervisor takes its signals itself, "make down" is to do what Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        yield
 
 
 def _check_port(env: Env) -> None:
@@ -202,7 +225,7 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
         raise CannotStart(str(error)) from error
     finally:
         supervisor.stop()
-        here.unlink(missing_ok=True)  # last: while it is there, "make down" waits
+        here.unlink(missing_ok=True)
 
 
 def _stop_machines(users: Users, say: Callable[[str], None]) -> None:

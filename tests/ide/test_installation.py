@@ -1,0 +1,51 @@
+"""What the commands of an installation say and do, as far as that needs no machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ide.env import Env
+from ide.installation import holder, running
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PREPARES = """
+import time
+from ide.env import env
+from ide.installation import claimed
+with claimed(env()):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def down(data: Path) -> str:
+    argv = [sys.executable, "manage.py", "down"]
+    environment = {**os.environ, "ATOLL_DATA": str(data)}
+    return subprocess.run(argv, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True).stdout  # noqa: TID251
+
+
+def test_down_stops_what_is_still_being_prepared(tmp_path: Path) -> None:
+    """While `up` builds the image there is no up.json, or that of one that was killed: the lock says who it is."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "up.json").write_text(json.dumps({"pid": 1, "url": "http://x", "token": "t"}))
+    environment = {**os.environ, "ATOLL_DATA": str(tmp_path)}
+    with subprocess.Popen(  # noqa: TID251
+        [sys.executable, "-c", PREPARES],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "claimed\n"
+        env = Env(ATOLL_DATA=tmp_path)  # type: ignore[call-arg]
+        assert holder(env) == process.pid
+        assert running(env) is None
+        assert down(tmp_path) == "stopped.\n"
+        assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
+    assert down(tmp_path) == "Atoll does not run here.\n"
