@@ -1,7 +1,8 @@
 """One machine's whole installation: prepares the host, runs every process in the foreground, and says how to get in.
 
 `manage.py up` is its command. It runs as root and never opens the database itself: what touches it runs as the service
-user, or SQLite's side files would belong to root and shut the web process out.
+user, or SQLite's side files would belong to root and shut the web process out. Commands that people call see to that in
+ide/management/as_service.py.
 """
 
 from __future__ import annotations

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from django.core.management import load_command_class
+from django.core.management.base import BaseCommand
+
 from ide.env import Env
 from ide.installation import holder, running
 
@@ -33,7 +37,7 @@ def test_down_stops_what_is_still_being_prepared(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "up.json").write_text(json.dumps({"pid": 1, "url": "http://x", "token": "t"}))
     environment = {**os.environ, "ATOLL_DATA": str(tmp_path)}
-    with subprocess.Popen(  # noqa: TID251
+    with subprocess.Popen(
         [sys.executable, "-c", PREPARES],
         cwd=CHECKOUT,
         env=environment,
@@ -49,3 +53,26 @@ def test_down_stops_what_is_still_being_prepared(tmp_path: Path) -> None:
         assert down(tmp_path) == "stopped.\n"
         assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
     assert down(tmp_path) == "Atoll does not run here.\n"
+
+
+@pytest.mark.parametrize("command", ["login-link", "limits"])
+@pytest.mark.parametrize(("owner", "changes"), [("atoll", True), ("root", False)])
+def test_root_does_not_open_the_service_users_database(
+    command: str, owner: str, changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What root calls by hand becomes the service user where the database is his, before anything is opened."""
+    (tmp_path / "db").mkdir()
+    executed: list[list[str]] = []
+    ran: list[list[str]] = []
+    monkeypatch.setattr("ide.management.as_service.env", lambda: Env(ATOLL_DATA=tmp_path))  # type: ignore[call-arg]
+    monkeypatch.setattr(Path, "owner", lambda path: owner)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chdir", lambda place: None)
+    monkeypatch.setattr(os, "execv", lambda program, argv: executed.append(argv))
+    monkeypatch.setattr(BaseCommand, "run_from_argv", lambda self, argv: ran.append(argv))
+    load_command_class("ide", command).run_from_argv(["manage.py", command, "home"])
+    if changes:
+        assert executed[0][-4:] == [sys.executable, "manage.py", command, "home"]
+        assert "atoll" in executed[0]
+    else:
+        assert (executed, ran) == ([], [["manage.py", command, "home"]])
