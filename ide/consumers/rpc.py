@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from django.db import DatabaseError
 from django.utils import timezone
 
 from ide.auth import Scope, actor_of_scope, actor_of_session, header, revoked
@@ -39,6 +40,10 @@ READY_SECONDS = 5.0
 """The handshake is answered by then, ready or not: the Python client gives up after 10 s. Calls wait for the guest."""
 GRACE_SECONDS = 5.0
 """For which a Python client's socket still answers after its sandbox ended, or its clean-up calls would raise."""
+
+
+END_AGAIN_SECONDS = 1.0
+"""After which a stop that the database refused is tried again; then twice as long, up to half a minute."""
 
 
 class _Gone(Exception):
@@ -255,7 +260,7 @@ class CreateSocket(Socket):
             # Nobody knows its id: it would run for nobody.
             cause = StopCause.SESSION_ENDED if isinstance(error, _Gone) else StopCause.REQUESTED
             await asyncio.shield(
-                lifecycle.sandbox_stop(sandbox=sandbox, actor=actor, cause=cause, detail="nobody took it over")
+                background.spawn(_end(sandbox, actor, cause, "nobody took it over"), name="end of a create")
             )
             await connection.release()
             raise
@@ -268,7 +273,24 @@ class CreateSocket(Socket):
             await connection.release()
         finally:
             if sandbox.session:
-                await lifecycle.sandbox_stop(sandbox=sandbox, actor=connection.actor, cause=StopCause.SESSION_ENDED)
+                await _end(sandbox, connection.actor, StopCause.SESSION_ENDED)
+
+
+async def _end(sandbox: Sandbox, actor: Actor, cause: StopCause, detail: str = "") -> None:
+    """Stop what ends with its connection, however long the database is away.
+
+    Nobody else would: this process lives, so the reconciler takes it for held.
+    """
+    pause = END_AGAIN_SECONDS
+    while True:
+        try:
+            await lifecycle.sandbox_stop(sandbox=sandbox, actor=actor, cause=cause, detail=detail)
+        except DatabaseError as error:
+            log.warning("could not be stopped yet", sandbox=sandbox.public_id, error=str(error))
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 30)
 
 
 class ConnectSocket(Socket):

@@ -69,9 +69,7 @@ async def test_idle_workspace(home: Team, node: FakeNode) -> None:
     assert (left.stop_detail, left.stopped_by) == ("no activity for 31 minutes", "atoll")
 
 
-async def test_used_while_others_are_suspended(
-    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_used_while_others_are_suspended(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes back while his workspace waits for its turn to be suspended is not thrown out."""
     monkeypatch.setattr(idle, "AT_ONCE", 1)
     rows = [await booted(home, idle_for=timedelta(minutes=31)) for _ in range(2)]

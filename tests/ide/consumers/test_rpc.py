@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
+from django.db import OperationalError
+from django.utils import timezone
 
-from ide.consumers.rpc import BrowserSocket, ConnectSocket
+from ide.consumers.rpc import BrowserSocket, ConnectSocket, CreateSocket
 from sandboxes.database import in_thread
-from sandboxes.models import Sandbox, User
+from sandboxes.models import Sandbox, User, WebProcess
 from sandboxes.services import lifecycle, suspension, tokens
 from sandboxes.services.activity import activity
+from sandboxes.services.presence import presence
 from tests import factories
 from tests.factories import Team
 
@@ -132,3 +137,37 @@ async def test_connect_while_memory_is_saved(
     await asyncio.sleep(0.6)
     assert (await ask(socket, 2, "readDir", path="/"))["result"]["ok"]
     await leave(socket)
+
+
+async def test_session_ends_although_the_database_is_locked(
+    home: Team, node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process lives and holds it, so that nobody but the connection's own end would ever stop it."""
+    monkeypatch.setattr("ide.consumers.rpc.END_AGAIN_SECONDS", 0.01)
+    known, refusals = lifecycle.sandbox_stop, iter([True, True])
+
+    async def stop(**asked: Any) -> Sandbox:
+        if next(refusals, False):
+            raise OperationalError("database is locked")
+        return await known(**asked)
+
+    holder = await in_thread(WebProcess.objects.create, seen_at=timezone.now())
+
+    async def process() -> UUID:
+        return holder.pk
+
+    monkeypatch.setattr(presence, "process", process)
+    monkeypatch.setattr(lifecycle, "sandbox_stop", stop)
+    _row, secret = await in_thread(tokens.token_create, actor=home.member, name="sdk")
+    config = base64.b64encode(b"{}")
+    headers = [(b"authorization", f"Bearer {secret}".encode()), (b"x-deno-sandbox-config", config)]
+    socket: Any = ApplicationCommunicator(  # type: ignore[no-untyped-call]
+        CreateSocket.as_asgi(), {"type": "websocket", "headers": headers}
+    )
+    await socket.send_input({"type": "websocket.connect"})
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    await leave(socket)
+    async with asyncio.timeout(PATIENCE):
+        while (row := await Sandbox.objects.aget()).state != "stopped":
+            await asyncio.sleep(0.05)
+    assert row.stop_cause == "session_ended"
