@@ -219,7 +219,7 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
         supervisor.start()
         here.touch(mode=0o600)
         here.write_text(json.dumps({"pid": os.getpid(), "url": env.origin, "token": first["token"]}))
-        say(_banner(env, first, time.monotonic() - began))
+        say(banner(env, first, time.monotonic() - began))
         say(f"stopping ({supervisor.run()})")
         _stop_machines(users, say)
     except NotReady as error:
@@ -238,29 +238,35 @@ def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
         say(f"sandboxes could not be stopped in order ({error}); the next start settles them")
 
 
-def _banner(env: Env, first: dict[str, Any], seconds: float) -> str:
-    export = "\n".join(f"    {line}" for line in exports(env.origin, first["token"]))
+def banner(env: Env, first: dict[str, Any], seconds: float) -> str:
+    """What a person reads when all is ready."""
     return f"""Atoll is ready ({seconds:.1f} s).
 
   Open       {first["link"]}
              (signs you in once, within 15 minutes; a new one: make login-link)
   API token  {first["token"]}
 
-  From a program, in another terminal (eval "$(make -s env)" does the exports):
+  From a program: paste this into another terminal (eval "$(make -s env)" does the exports, too).
 
-{export}
-    pip install deno-sandbox
-    python3 - <<'PY'
-    from deno_sandbox import DenoDeploy
-    with DenoDeploy().sandbox.create() as sandbox:
-        sandbox.spawn("uname", args=["-a"]).wait()
-    PY
+{snippet(env.origin, first["token"])}
 
   Data {env.data} · logs {env.data / "logs"} · disk use and clean-up: make disk
   Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST,
   or under a name of its own: ATOLL_PUBLIC_URL (more names: ATOLL_ALLOWED_HOSTS, ATOLL_TRUSTED_ORIGINS; see README.md)
   Stop: Ctrl-C, or make down
 """
+
+
+def snippet(origin: str, token: str) -> str:
+    """Lines to paste into a shell, so nothing is indented that must not be; Debian's own Python takes no packages."""
+    lines = "\n".join(exports(origin, token))
+    return f"""{lines}
+python3 -m venv atoll-sdk && atoll-sdk/bin/pip install --quiet deno-sandbox
+atoll-sdk/bin/python - <<'PY'
+from deno_sandbox import DenoDeploy
+with DenoDeploy().sandbox.create() as sandbox:
+    sandbox.spawn("uname", args=["-a"]).wait()
+PY"""
 
 
 def exports(origin: str, token: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from django.core.management import load_command_class
 from django.core.management.base import BaseCommand
 
 from ide.env import Env
-from ide.installation import holder, running
+from ide.installation import banner, holder, running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PREPARES = """
@@ -76,3 +77,32 @@ def test_root_does_not_open_the_service_users_database(
         assert "atoll" in executed[0]
     else:
         assert (executed, ran) == ([], [["manage.py", command, "home"]])
+
+
+VENV = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] || exit 1
+mkdir -p "$3/bin"
+printf '#!/bin/sh\n[ "$1 $3" = "install deno-sandbox" ]' >"$3/bin/pip"
+printf '#!/bin/sh\necho "$DENO_SANDBOX_ENDPOINT $DENO_DEPLOY_TOKEN"; cat' >"$3/bin/python"
+chmod +x "$3/bin/pip" "$3/bin/python"
+"""
+
+
+def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
+    """A shell takes the snippet to its end, and Python what the snippet feeds it."""
+    env = Env(ATOLL_PORT=9000)  # type: ignore[call-arg]
+    said = banner(env, {"link": "http://x/login/y", "token": "ddo_secret"}, 1.0)
+    snippet = re.search(r"\n\n(export .*?)\n\n  Data", said, re.DOTALL)
+    assert snippet is not None
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").write_text(VENV)
+    (programs / "python3").chmod(0o755)
+    script = f"{snippet[1]}\necho behind it\n"
+    path = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(  # noqa: TID251
+        ["sh", "-e"], input=script, cwd=tmp_path, env=path, capture_output=True, text=True, check=True
+    )
+    first, *code, last = done.stdout.splitlines()
+    assert (first, last, done.stderr) == ("http://127.0.0.1:9000 ddo_secret", "behind it", "")
+    compile("\n".join(code), "snippet", "exec")
