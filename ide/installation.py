@@ -7,6 +7,7 @@ ide/management/as_service.py.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -94,9 +95,17 @@ def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
             first = _install(env, users, say)
             _run(env, users, first, began, say)
     except OSError as error:
-        raise CannotStart(
-            f"{error.strerror}: {error.filename or env.data} (is the disk full, or read-only?)"
-        ) from error
+        raise CannotStart(refused(error, env.data)) from error
+
+
+def refused(error: OSError, place: Path) -> str:
+    """One line about what the host refused; what to do about it only where that is known."""
+    line = f"{error.strerror or error}: {error.filename or place}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{line}: make room, or set ATOLL_DATA to another disk"
+    if error.errno == errno.EROFS:
+        return f"{line}: mount it writable, or set ATOLL_DATA to another disk"
+    return line
 
 
 def _check_host(env: Env) -> None:

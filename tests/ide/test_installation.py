@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from django.core.management import load_command_class
 from django.core.management.base import BaseCommand
 
 from ide.env import Env
-from ide.installation import banner, holder, running
+from ide.installation import banner, holder, refused, running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PREPARES = """
@@ -106,3 +107,18 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     first, *code, last = done.stdout.splitlines()
     assert (first, last, done.stderr) == ("http://127.0.0.1:9000 ddo_secret", "behind it", "")
     compile("\n".join(code), "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOSPC, "No space left on device: /data/x: make room, or set ATOLL_DATA to another disk"),
+        (errno.EDQUOT, "Disk quota exceeded: /data/x: make room, or set ATOLL_DATA to another disk"),
+        (errno.EROFS, "Read-only file system: /data/x: mount it writable, or set ATOLL_DATA to another disk"),
+        (errno.ENOTDIR, "Not a directory: /data/x"),
+        (errno.EADDRNOTAVAIL, "Cannot assign requested address: /data/x"),
+    ],
+)
+def test_what_the_host_refuses_is_called_by_its_name(code: int, says: str) -> None:
+    """A disk is blamed only where it is one."""
+    assert refused(OSError(code, os.strerror(code), "/data/x"), Path("/data")) == says
