@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,16 @@ async def page(sandbox: Sandbox, home: Team) -> Any:
         "url_route": {"kwargs": {"sandbox": sandbox.public_id}},
     }
     made: Any = ApplicationCommunicator(BrowserSocket.as_asgi(), scope)  # type: ignore[no-untyped-call]
+    await made.send_input({"type": "websocket.connect"})
+    return made
+
+
+async def creating(secret: str, **config: Any) -> Any:
+    """A socket on which an SDK asks for a sandbox."""
+    said = base64.b64encode(json.dumps(config).encode())
+    headers = [(b"authorization", f"Bearer {secret}".encode()), (b"x-deno-sandbox-config", said)]
+    scope = {"type": "websocket", "headers": headers}
+    made: Any = ApplicationCommunicator(CreateSocket.as_asgi(), scope)  # type: ignore[no-untyped-call]
     await made.send_input({"type": "websocket.connect"})
     return made
 
@@ -159,15 +170,26 @@ async def test_session_ends_although_the_database_is_locked(
     monkeypatch.setattr(presence, "process", process)
     monkeypatch.setattr(lifecycle, "sandbox_stop", stop)
     _row, secret = await in_thread(tokens.token_create, actor=home.member, name="sdk")
-    config = base64.b64encode(b"{}")
-    headers = [(b"authorization", f"Bearer {secret}".encode()), (b"x-deno-sandbox-config", config)]
-    socket: Any = ApplicationCommunicator(  # type: ignore[no-untyped-call]
-        CreateSocket.as_asgi(), {"type": "websocket", "headers": headers}
-    )
-    await socket.send_input({"type": "websocket.connect"})
+    socket = await creating(secret)
     assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
     await leave(socket)
     async with asyncio.timeout(PATIENCE):
         while (row := await Sandbox.objects.aget()).state != "stopped":
             await asyncio.sleep(0.05)
     assert row.stop_cause == "session_ended"
+
+
+async def test_a_sixth_sandbox_is_refused_by_default(home: Team, node: Any) -> None:
+    """An organization without a limit of its own runs five; the next is answered 429, and fits once one has ended."""
+    first, *_rest = [await in_thread(factories.sandbox, home) for _ in range(5)]
+    _row, secret = await in_thread(tokens.token_create, actor=home.member, name="sdk")
+    socket = await creating(secret, stop_at_ms=int((time.time() + 60) * 1000))
+    assert (await socket.receive_output(timeout=PATIENCE))["status"] == 429
+    body = json.loads((await socket.receive_output(timeout=PATIENCE))["body"])
+    assert body["code"] == "LIMIT_EXCEEDED"
+    assert "5" in body["message"]
+    assert await Sandbox.objects.acount() == 5
+    await lifecycle.sandbox_stop(sandbox=first, actor=home.member, beside=False)
+    socket = await creating(secret, stop_at_ms=int((time.time() + 60) * 1000))
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    await leave(socket)
