@@ -21,7 +21,6 @@ from sandboxes.states import ENDED, PAUSED
 from vm.api import MachineState
 from vm.errors import MachineGone, VmError
 
-
 ENDING_SECONDS = 1.0
 """For which an end of the machine is looked for behind a call that broke off: its stream may end before it has."""
 
