@@ -151,7 +151,7 @@ class Connection:
     async def _carry_out(self, request: Request, method: Method) -> None:
         sent: Callable[[], None] | None = None
         try:
-            value = await method(self, request.params)
+            value = await self._value(request, method)
             if isinstance(value, Raw):
                 sent = value.sent
                 text = '{"jsonrpc":"2.0","id":' + envelope.encode(request.id) + ',"result":{"ok":' + value + "}}"
@@ -164,8 +164,6 @@ class Connection:
             if self.closing:
                 return
             text = envelope.error(request.id, envelope.ABORTED)
-        except Unavailable as error:
-            text = self._explain(request, await streams.guest_gone(sandbox=self.sandbox) or error)
         except Exception as error:
             text = self._explain(request, error)
         try:
@@ -173,6 +171,15 @@ class Connection:
         finally:
             if sent is not None:
                 sent()
+
+    async def _value(self, request: Request, method: Method) -> Any:
+        """What the method says; NotRunning with the reason where it broke off because its machine ended."""
+        try:
+            return await method(self, request.params)
+        except Unavailable as error:
+            if (gone := await streams.guest_gone(sandbox=self.sandbox)) is not None:
+                raise gone from error
+            raise
 
     def _explain(self, request: Request, error: Exception) -> str:
         """The answer that says what went wrong."""
