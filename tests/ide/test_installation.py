@@ -49,7 +49,7 @@ def test_down_stops_what_is_still_being_prepared(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "claimed\n"
-        env = Env(ATOLL_DATA=tmp_path)  # type: ignore[call-arg]
+        env = Env(ATOLL_DATA=tmp_path)
         assert holder(env) == process.pid
         assert running(env) is None
         assert down(tmp_path) == "stopped.\n"
@@ -66,7 +66,7 @@ def test_root_does_not_open_the_service_users_database(
     (tmp_path / "db").mkdir()
     executed: list[list[str]] = []
     ran: list[list[str]] = []
-    monkeypatch.setattr("ide.management.as_service.env", lambda: Env(ATOLL_DATA=tmp_path))  # type: ignore[call-arg]
+    monkeypatch.setattr("ide.management.as_service.env", lambda: Env(ATOLL_DATA=tmp_path))
     monkeypatch.setattr(Path, "owner", lambda path: owner)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chdir", lambda place: None)
@@ -91,7 +91,7 @@ chmod +x "$3/bin/pip" "$3/bin/python"
 
 def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     """A shell takes the snippet to its end, and Python what the snippet feeds it."""
-    env = Env(ATOLL_PORT=9000)  # type: ignore[call-arg]
+    env = Env(ATOLL_PORT=9000)
     said = banner(env, {"link": "http://x/login/y", "token": "ddo_secret"}, 1.0)
     snippet = re.search(r"\n\n(export .*?)\n\n  Data", said, re.DOTALL)
     assert snippet is not None
