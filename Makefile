@@ -20,9 +20,9 @@ env:               ## the exports a client needs, for the running server: eval "
 	@[ -x $(PYTHON) ] || { echo 'Atoll is not installed here yet: run "make up" first.' >&2; exit 1; }
 	@$(ROOT) $(PYTHON) manage.py client_env
 
-doctor:            ## is this host fit, and if not, what to do
-	@$(ROOT) sh vm/host/bootstrap.sh up
-	@$(ROOT) $(PYTHON) manage.py doctor
+doctor:            ## is this host fit, and if not, what to do; installs nothing
+	@if [ -x $(PYTHON) ]; then $(ROOT) $(PYTHON) manage.py doctor; \
+	else $(ROOT) python3 -m vm.host.preflight "$${ATOLL_DATA:-/var/lib/atoll}"; fi
 
 login-link:        ## a new one-time sign-in link
 	@$(ROOT) $(PYTHON) manage.py login-link

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Django's entry point for every process and command of Atoll."""
 
+import errno
 import os
 import sys
 
@@ -28,7 +29,8 @@ def _load_settings() -> None:
     except PermissionError as error:
         sys.exit(f"atoll: {error.filename} is closed to this user: use sudo, or set ATOLL_DATA to a place of your own")
     except OSError as error:
-        sys.exit(f"atoll: nothing can be kept at ATOLL_DATA ({error.strerror}): make room, or set it to another disk")
+        room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        sys.exit(f"atoll: nothing can be kept at ATOLL_DATA ({error.strerror}): {room}set it to another disk")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,16 @@ class Env(BaseSettings):
             raise ValueError("the public URL is an origin such as https://atoll.example.org, without a path")
         return value.rstrip("/")
 
+    @field_validator("libvirt_uri")
+    @classmethod
+    def _of_this_host(cls, value: str) -> str:
+        # A machine's tap, agent socket, pid file and disks are used by the node itself, on its own host
+        if value and not re.fullmatch(r"qemu(\+unix)?:///\S*", value):
+            raise ValueError(
+                "the libvirt must be this host's own, such as qemu:///system: machines on others need a node"
+            )
+        return value
+
     @cached_property
     def origin(self) -> str:
         """The origin people and SDKs use, without a slash at its end."""

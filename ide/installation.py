@@ -1,22 +1,26 @@
 """One machine's whole installation: prepares the host, runs every process in the foreground, and says how to get in.
 
 `manage.py up` is its command. It runs as root and never opens the database itself: what touches it runs as the service
-user, or SQLite's side files would belong to root and shut the web process out.
+user, or SQLite's side files would belong to root and shut the web process out. Commands that people call see to that in
+ide/management/as_service.py.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +51,28 @@ class Running:
 
 def running(env: Env) -> Running | None:
     """The installation that runs on this data root now; PermissionError for whoever may not know."""
-    path = env.data / "run" / "up.json"
     try:
-        said = json.loads(path.read_text())
+        said = json.loads((env.data / "run" / "up.json").read_text())
     except FileNotFoundError:
         return None
-    with (env.data / "run" / "up.lock").open("rb") as lock:
+    return None if holder(env) is None else Running(**said)
+
+
+def holder(env: Env) -> int | None:
+    """The process that runs or prepares an installation on this data root; PermissionError for whoever may not know.
+
+    0 for a moment while it takes hold.
+    """
+    try:
+        lock = (env.data / "run" / "up.lock").open("rb")
+    except FileNotFoundError:
+        return None
+    with lock:
         try:
             # whoever runs holds it: a stale file names a pid that may be somebody else's by now
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Running(**said)
+            return int(lock.read() or 0)
     return None
 
 
@@ -73,17 +88,24 @@ def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
     try:
         provision(data=env.data, image_cache=env.image_cache, users=users)
         _check_reach(env, users)
-        with (env.data / "run" / "up.lock").open("wb") as lock:
-            _claim(env, lock.fileno())
+        with claimed(env):
             _check_port(env)
             _build_image(env, say)
             _static_files(env)
             first = _install(env, users, say)
             _run(env, users, first, began, say)
     except OSError as error:
-        raise CannotStart(
-            f"{error.strerror}: {error.filename or env.data} (is the disk full, or read-only?)"
-        ) from error
+        raise CannotStart(refused(error, env.data)) from error
+
+
+def refused(error: OSError, place: Path) -> str:
+    """One line about what the host refused; what to do about it only where that is known."""
+    line = f"{error.strerror or error}: {error.filename or place}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{line}: make room, or set ATOLL_DATA to another disk"
+    if error.errno == errno.EROFS:
+        return f"{line}: mount it writable, or set ATOLL_DATA to another disk"
+    return line
 
 
 def _check_host(env: Env) -> None:
@@ -104,13 +126,24 @@ def _check_reach(env: Env, users: Users) -> None:
             )
 
 
-def _claim(env: Env, lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = running(env)
-        where = f"at {other.url} (process {other.pid})" if other else "and is starting"
-        raise CannotStart(f'Atoll runs here already {where}: "make down" stops it') from None
+@contextmanager
+def claimed(env: Env) -> Iterator[None]:
+    """Hold this data root: nobody else runs on it, and "make down" finds us. CannotStart where somebody holds it."""
+    # not "wb", which would empty the file of who holds it
+    with (env.data / "run" / "up.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = running(env)
+            where = f"at {other.url} (process {other.pid})" if other else "and is starting"
+            raise CannotStart(f'Atoll runs here already {where}: "make down" stops it') from None
+        (env.data / "run" / "up.json").unlink(missing_ok=True)  # of one that was killed
+        # Until the supervisor takes its signals itself, "make down" is to do what Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        yield
 
 
 def _check_port(env: Env) -> None:
@@ -195,14 +228,14 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
         supervisor.start()
         here.touch(mode=0o600)
         here.write_text(json.dumps({"pid": os.getpid(), "url": env.origin, "token": first["token"]}))
-        say(_banner(env, first, time.monotonic() - began))
+        say(banner(env, first, time.monotonic() - began))
         say(f"stopping ({supervisor.run()})")
         _stop_machines(users, say)
     except NotReady as error:
         raise CannotStart(str(error)) from error
     finally:
         supervisor.stop()
-        here.unlink(missing_ok=True)  # last: while it is there, "make down" waits
+        here.unlink(missing_ok=True)
 
 
 def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
@@ -214,29 +247,35 @@ def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
         say(f"sandboxes could not be stopped in order ({error}); the next start settles them")
 
 
-def _banner(env: Env, first: dict[str, Any], seconds: float) -> str:
-    export = "\n".join(f"    {line}" for line in exports(env.origin, first["token"]))
+def banner(env: Env, first: dict[str, Any], seconds: float) -> str:
+    """What a person reads when all is ready."""
     return f"""Atoll is ready ({seconds:.1f} s).
 
   Open       {first["link"]}
              (signs you in once, within 15 minutes; a new one: make login-link)
   API token  {first["token"]}
 
-  From a program, in another terminal (eval "$(make -s env)" does the exports):
+  From a program: paste this into another terminal (eval "$(make -s env)" does the exports, too).
 
-{export}
-    pip install deno-sandbox
-    python3 - <<'PY'
-    from deno_sandbox import DenoDeploy
-    with DenoDeploy().sandbox.create() as sandbox:
-        sandbox.spawn("uname", args=["-a"]).wait()
-    PY
+{snippet(env.origin, first["token"])}
 
   Data {env.data} · logs {env.data / "logs"} · disk use and clean-up: make disk
   Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST,
   or under a name of its own: ATOLL_PUBLIC_URL (more names: ATOLL_ALLOWED_HOSTS, ATOLL_TRUSTED_ORIGINS; see README.md)
   Stop: Ctrl-C, or make down
 """
+
+
+def snippet(origin: str, token: str) -> str:
+    """Lines to paste into a shell, so nothing is indented that must not be; Debian's own Python takes no packages."""
+    lines = "\n".join(exports(origin, token))
+    return f"""{lines}
+python3 -m venv atoll-sdk && atoll-sdk/bin/pip install --quiet deno-sandbox
+atoll-sdk/bin/python - <<'PY'
+from deno_sandbox import DenoDeploy
+with DenoDeploy().sandbox.create() as sandbox:
+    sandbox.spawn("uname", args=["-a"]).wait()
+PY"""
 
 
 def exports(origin: str, token: str) -> list[str]:

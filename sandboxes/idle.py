@@ -77,7 +77,11 @@ async def suspend_unused(*, machines: Mapping[MachineId, MachineInfo]) -> None:
 
     async def suspend(row: Sandbox) -> None:
         async with places:
-            await _suspend(row, StopCause.IDLE, f"no activity for {_minutes(idle_for(row, now))}")
+            # Others' memory may have been saved for minutes meanwhile: somebody may have come back.
+            await in_thread(row.refresh_from_db)
+            now = timezone.now()
+            if (limit := idle_limit(row)) and idle_for(row, now) >= limit:
+                await _suspend(row, StopCause.IDLE, f"no activity for {_minutes(idle_for(row, now))}")
 
     await asyncio.gather(*(suspend(row) for row in unused))
     if not unused:

@@ -34,6 +34,14 @@ class Use:
             self.disk_byte_seconds + other.disk_byte_seconds,
         )
 
+    def without(self, other: Use) -> Use:
+        """The rest; never less than nothing, which sums of floats may come to."""
+        return Use(
+            max(0.0, self.cpu_seconds - other.cpu_seconds),
+            max(0.0, self.memory_mib_seconds - other.memory_mib_seconds),
+            max(0.0, self.disk_byte_seconds - other.disk_byte_seconds),
+        )
+
     @property
     def cpu_hours(self) -> Decimal:
         """Hours of one CPU."""

@@ -19,7 +19,7 @@ from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
 from sandboxes.services import lifecycle, presence, suspension
 from vm.api import MachineInfo, MachineState
-from vm.errors import MachineGone, NodeUnreachable, VmError
+from vm.errors import MachineGone, VmError
 
 log = structlog.get_logger("atoll.reconcile")
 
@@ -104,8 +104,8 @@ async def reconcile() -> None:
     asked = time.time()
     try:
         machines = {info.machine: info for info in await node.machine_list()}
-    except NodeUnreachable as error:
-        log.warning("the node does not answer", error=error.detail)
+    except VmError as error:
+        log.warning("the node does not say which machines there are", error=str(error))
         return
     known = dict(machines)
     # Rows after machines: a machine has its row before it exists, so one without a row here is really nobody's.
@@ -115,6 +115,9 @@ async def reconcile() -> None:
             await _settle(sandbox, info, asked)
         except VmError as error:
             log.warning("could not settle", sandbox=sandbox.public_id, error=str(error))
+        except Exception:
+            # One row that nobody thought of must not leave all others unsettled.
+            log.exception("could not settle", sandbox=sandbox.public_id)
     for info in machines.values():
         await _remove_stray(info)
     await idle.suspend_unused(machines=known)

@@ -265,6 +265,12 @@ class PricesOut(Schema):
     currency: str
 
 
+class UseOthers(UseOut):
+    """What the sandboxes used together that are not named because there are too many; all are in the CSV."""
+
+    count: int
+
+
 class UsageDays(Schema):
     """From which day to which, both included (UTC); by default this month so far."""
 
@@ -282,6 +288,7 @@ class UsageOut(Schema):
     totals: UseOut
     series: list[UsePeriod]
     sandboxes: list[UseSandbox]
+    others: UseOthers
     prices: PricesOut
     spending: SpendingOut
 

@@ -86,6 +86,7 @@ def _report(actor: Actor, first: date | None, last: date | None, by: By) -> Json
             }
             for sandbox, use in report.sandboxes
         ],
+        "others": {"count": report.others, **_use(report.others_use, table)},
         "prices": {
             "cpu_hour": str(table.cpu_hour),
             "memory_gb_hour": str(table.memory_gb_hour),

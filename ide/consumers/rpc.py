@@ -7,9 +7,12 @@ import contextlib
 import json
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
+from django.db import DatabaseError
 from django.utils import timezone
 
 from ide.auth import Scope, actor_of_scope, actor_of_session, header, revoked
@@ -37,6 +40,10 @@ READY_SECONDS = 5.0
 """The handshake is answered by then, ready or not: the Python client gives up after 10 s. Calls wait for the guest."""
 GRACE_SECONDS = 5.0
 """For which a Python client's socket still answers after its sandbox ended, or its clean-up calls would raise."""
+
+
+END_AGAIN_SECONDS = 1.0
+"""After which a stop that the database refused is tried again; then twice as long, up to half a minute."""
 
 
 class _Gone(Exception):
@@ -103,7 +110,13 @@ class Socket(ABC):
         """Which SDK this is."""
         return dialect_of(user_agent=header(self.scope, b"user-agent") or None, config=config)
 
-    def connection(self, sandbox: Sandbox, actor: Actor, dialect: Dialect) -> Connection:
+    def connection(
+        self,
+        sandbox: Sandbox,
+        actor: Actor,
+        dialect: Dialect,
+        wake: Callable[[], Awaitable[object]] | None = None,
+    ) -> Connection:
         """The state of this socket's calls."""
         self.sandbox = sandbox
         return Connection(
@@ -113,6 +126,7 @@ class Socket(ABC):
             methods=self.methods,
             send=self._text,
             unnoticed=self.unnoticed,
+            wake=wake,
         )
 
     async def wait(self, connection: Connection) -> None:
@@ -189,12 +203,14 @@ class Socket(ABC):
             async for event in happenings:
                 payload = event["payload"]
                 if event["kind"] == "ready":
+                    waking = connection.since is None
                     await in_thread(sandbox.refresh_from_db)
-                    if sandbox.state in ENDED or sandbox.state == SandboxState.SUSPENDED:
+                    if sandbox.state in ENDED or (sandbox.state == SandboxState.SUSPENDED and not waking):
                         return state_reason(sandbox) or "the sandbox was stopped"
                 elif event["kind"] == "timeline":
                     # Of states only the last is told, and it may be resumed already: what was open is gone all the same
-                    if payload["sandbox"] == sandbox.public_id and payload["state"] == SandboxState.SUSPENDED:
+                    suspended = payload["sandbox"] == sandbox.public_id and payload["state"] == SandboxState.SUSPENDED
+                    if suspended and connection.since and payload["at"] > (events.timestamp(connection.since) or ""):
                         return str(payload["text"])
                 elif event["kind"] == "sandbox" and payload["id"] == sandbox.public_id and payload["state"] in ENDED:
                     return str(payload["state_reason"] or "the sandbox was stopped")
@@ -244,7 +260,7 @@ class CreateSocket(Socket):
             # Nobody knows its id: it would run for nobody.
             cause = StopCause.SESSION_ENDED if isinstance(error, _Gone) else StopCause.REQUESTED
             await asyncio.shield(
-                lifecycle.sandbox_stop(sandbox=sandbox, actor=actor, cause=cause, detail="nobody took it over")
+                background.spawn(_end(sandbox, actor, cause, "nobody took it over"), name="end of a create")
             )
             await connection.release()
             raise
@@ -257,7 +273,24 @@ class CreateSocket(Socket):
             await connection.release()
         finally:
             if sandbox.session:
-                await lifecycle.sandbox_stop(sandbox=sandbox, actor=connection.actor, cause=StopCause.SESSION_ENDED)
+                await _end(sandbox, connection.actor, StopCause.SESSION_ENDED)
+
+
+async def _end(sandbox: Sandbox, actor: Actor, cause: StopCause, detail: str = "") -> None:
+    """Stop what ends with its connection, however long the database is away.
+
+    Nobody else would: this process lives, so the reconciler takes it for held.
+    """
+    pause = END_AGAIN_SECONDS
+    while True:
+        try:
+            await lifecycle.sandbox_stop(sandbox=sandbox, actor=actor, cause=cause, detail=detail)
+        except DatabaseError as error:
+            log.warning("could not be stopped yet", sandbox=sandbox.public_id, error=str(error))
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 30)
 
 
 class ConnectSocket(Socket):
@@ -269,8 +302,9 @@ class ConnectSocket(Socket):
         sandbox = await self.running(actor)
         if sandbox.state not in PAUSED:
             return self.connection(sandbox, actor, self.dialect())
-        await suspension.sandbox_wake(sandbox=sandbox, actor=actor, why="an SDK connected")
-        connection = self.connection(sandbox, actor, self.dialect())
+        # Beside the handshake: its memory may still be being saved, for longer than a client waits.
+        wake = partial(suspension.sandbox_wake, sandbox=sandbox, actor=actor, why="an SDK connected")
+        connection = self.connection(sandbox, actor, self.dialect(), wake)
         try:
             await self.wait(connection)
         except BaseException:

@@ -118,11 +118,12 @@ class GuestTerminals:
         call = await self._begin("terminal.attach", params, more=True)
         try:
             reply = await _reply(call)
+            offset, end = int(reply["offset"]), int(reply["end"])
             return Attached(
                 id=terminal,
-                stream=_Stream(call, self._sandbox),
-                offset=int(reply["offset"]),
-                end=int(reply["end"]),
+                stream=_Stream(call, self._sandbox, replayed=max(0, end - offset)),
+                offset=offset,
+                end=end,
                 truncated=bool(reply["truncated"]),
             )
         except BaseException:
@@ -188,9 +189,10 @@ def _failure(error: DomainError) -> TerminalError:
 class _Stream:
     """The raw part of an attached call, for the bridge."""
 
-    def __init__(self, call: streams.GuestCall, sandbox: Sandbox) -> None:
+    def __init__(self, call: streams.GuestCall, sandbox: Sandbox, *, replayed: int) -> None:
         self._call = call
         self._sandbox = sandbox
+        self._replayed = replayed  # bytes still to come that were put out before this page attached
 
     async def read(self, limit: int) -> bytes:
         """Output as it comes."""
@@ -198,7 +200,10 @@ class _Stream:
             data = await self._call.read(limit)
         except DomainError as error:
             raise await self._broken(error) from error
-        activity.note(self._sandbox)
+        # Old output and the end of the terminal are no use of it: a page that reconnects reads them by itself.
+        if len(data) > self._replayed:
+            activity.note(self._sandbox)
+        self._replayed = max(0, self._replayed - len(data))
         return data
 
     async def write(self, data: bytes) -> None:

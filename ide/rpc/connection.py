@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -53,7 +54,10 @@ class Raw(str):
 
 
 class Connection:
-    """The state of one socket. `send` waits while the client does not read, which is what bounds our memory."""
+    """The state of one socket. `send` waits while the client does not read, which is what bounds our memory.
+
+    `wake` brings a suspended sandbox back first; its errors are those of `ready`.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Connection:
         methods: Mapping[str, Method],
         send: Callable[[str], Awaitable[None]],
         unnoticed: frozenset[str] = frozenset(),
+        wake: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.actor = actor
@@ -84,12 +89,20 @@ class Connection:
         self.closing = False
         self._calls: dict[asyncio.Task[None], Request] = {}
         self._beside: set[asyncio.Task[Any]] = set()
-        self.ready: asyncio.Task[None] = background.spawn(
-            streams.guest_ready(sandbox=sandbox), name=f"ready {sandbox.public_id}"
-        )
+        # A suspend before it is none of this connection's; None: the sandbox is still being brought back.
+        self.since: datetime | None = None if wake else sandbox.state_since
+        self.ready: asyncio.Task[None] = background.spawn(self._await_guest(wake), name=f"ready {sandbox.public_id}")
         # Somebody may never call: an error nobody waits for is no news then.
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._session: asyncio.Task[GuestCall] | None = None
+
+    async def _await_guest(self, wake: Callable[[], Awaitable[object]] | None) -> None:
+        if wake is not None:
+            try:
+                await wake()
+            finally:
+                self.since = self.sandbox.state_since
+        await streams.guest_ready(sandbox=self.sandbox)
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
@@ -138,7 +151,7 @@ class Connection:
     async def _carry_out(self, request: Request, method: Method) -> None:
         sent: Callable[[], None] | None = None
         try:
-            value = await method(self, request.params)
+            value = await self._value(request, method)
             if isinstance(value, Raw):
                 sent = value.sent
                 text = '{"jsonrpc":"2.0","id":' + envelope.encode(request.id) + ',"result":{"ok":' + value + "}}"
@@ -151,8 +164,6 @@ class Connection:
             if self.closing:
                 return
             text = envelope.error(request.id, envelope.ABORTED)
-        except Unavailable as error:
-            text = self._explain(request, await streams.guest_gone(sandbox=self.sandbox) or error)
         except Exception as error:
             text = self._explain(request, error)
         try:
@@ -160,6 +171,15 @@ class Connection:
         finally:
             if sent is not None:
                 sent()
+
+    async def _value(self, request: Request, method: Method) -> Any:
+        """What the method says; NotRunning with the reason where it broke off because its machine ended."""
+        try:
+            return await method(self, request.params)
+        except Unavailable as error:
+            if (gone := await streams.guest_gone(sandbox=self.sandbox)) is not None:
+                raise gone from error
+            raise
 
     def _explain(self, request: Request, error: Exception) -> str:
         """The answer that says what went wrong."""

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 
-from django.db.models import QuerySet, Sum
+from django.db.models import F, QuerySet, Sum
 from django.db.models.functions import TruncDay
 from django.utils import timezone
 
@@ -22,6 +22,8 @@ from sandboxes.selectors.spending import prices, spending_of
 LONGEST = 400
 """Days one may ask for at a time."""
 LONGEST_BY_HOUR = 31
+DEAREST = 100
+"""Sandboxes that a report names; an organization may have made any number."""
 _SUMS = {name: Sum(name) for name in ("cpu_seconds", "memory_mib_seconds", "disk_byte_seconds")}
 
 
@@ -44,7 +46,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Use from the first day to the last, both included."""
+    """Use from the first day to the last, both included; of the dearest sandboxes each, of `others` together."""
 
     first: date
     last: date
@@ -52,6 +54,8 @@ class Report:
     total: Use
     series: list[Period]
     sandboxes: list[tuple[Sandbox, Use]]
+    others: int
+    others_use: Use
     prices: Prices
     spending: Spending
 
@@ -64,15 +68,20 @@ def usage_report(
     now = now or timezone.now()
     first, last = _days(first, last, by, now)
     rows = _rows(actor, first, last)
-    sandboxes = _by_sandbox(rows)
+    table = prices()
+    total = _use({name: value or 0.0 for name, value in rows.aggregate(**_SUMS).items()})
+    sandboxes = _dearest(rows, table)
+    others = rows.values("sandbox_id").distinct().count() - len(sandboxes) if len(sandboxes) == DEAREST else 0
     return Report(
         first=first,
         last=last,
         by=by,
-        total=sum((use for _sandbox, use in sandboxes), Use()),
+        total=total,
         series=[] if by is By.SANDBOX else list(_series(rows, first, last, by, now)),
         sandboxes=sandboxes,
-        prices=prices(),
+        others=others,
+        others_use=total.without(sum((use for _sandbox, use in sandboxes), Use())) if others else Use(),
+        prices=table,
         spending=spending_of(organization=Organization.objects.get(pk=actor.organization_id), now=now),
     )
 
@@ -108,10 +117,13 @@ def _rows(actor: Actor, first: date, last: date) -> QuerySet[UsageHour]:
     return UsageHour.objects.filter(organization_id=actor.organization_id, hour__gte=begin, hour__lt=end).order_by()
 
 
-def _by_sandbox(rows: QuerySet[UsageHour]) -> list[tuple[Sandbox, Use]]:
-    found = {row["sandbox_id"]: _use(row) for row in rows.values("sandbox_id").annotate(**_SUMS)}
-    sandboxes = Sandbox.objects.filter(pk__in=found).order_by("-created_at", "-pk")
-    return [(sandbox, found[sandbox.pk]) for sandbox in sandboxes]
+def _dearest(rows: QuerySet[UsageHour], table: Prices) -> list[tuple[Sandbox, Use]]:
+    cpu, memory, disk = (float(table.cost(use).total) for use in (Use(1), Use(0, 1), Use(0, 0, 1)))
+    # Before the sums, which have the names of the columns
+    cost = Sum(F("cpu_seconds") * cpu + F("memory_mib_seconds") * memory + F("disk_byte_seconds") * disk)
+    found = list(rows.values("sandbox_id").annotate(cost=cost, **_SUMS).order_by("-cost", "-sandbox_id")[:DEAREST])
+    sandboxes = Sandbox.objects.in_bulk([row["sandbox_id"] for row in found])
+    return [(sandboxes[row["sandbox_id"]], _use(row)) for row in found]
 
 
 def _series(rows: QuerySet[UsageHour], first: date, last: date, by: By, now: datetime) -> Iterable[Period]:

@@ -184,8 +184,7 @@ def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
     usage.usage_measure(sandbox=sandbox, info=info)
     match info.state:
         case MachineState.STOPPED:
-            cause = StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
-            sandbox_ended(sandbox=sandbox, cause=cause, detail=info.detail)
+            sandbox_ended(sandbox=sandbox, cause=cause_of(info), detail=info.detail)
         case MachineState.SUSPENDED:
             if sandbox.state == SandboxState.SUSPENDING or info.since > sandbox.state_since.timestamp():
                 sandbox_suspended(sandbox=sandbox)
@@ -193,6 +192,11 @@ def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
             pass  # it will be SUSPENDED or READY again
         case _:
             _observe_alive(sandbox, info)
+
+
+def cause_of(info: MachineInfo) -> StopCause:
+    """Why a machine stopped, in the words of rows; each of the node's reasons is a cause."""
+    return StopCause(info.stop_reason.value) if info.stop_reason else StopCause.HYPERVISOR_DIED
 
 
 def _observe_alive(sandbox: Sandbox, info: MachineInfo) -> None:

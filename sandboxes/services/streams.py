@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +16,13 @@ from sandboxes.errors import Invalid, NotRunning, Suspended, Unavailable
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.permissions import SYSTEM, Actor, AnyActor
 from sandboxes.sentences import state_reason
+from sandboxes.services.lifecycle import cause_of
 from sandboxes.states import ENDED, PAUSED
 from vm.api import MachineState
 from vm.errors import MachineGone, VmError
+
+ENDING_SECONDS = 1.0
+"""For which an end of the machine is looked for behind a call that broke off: its stream may end before it has."""
 
 
 class GuestFailed(Exception):
@@ -135,8 +140,7 @@ async def guest_call(
     except ValueError as error:
         raise Invalid(str(error)) from error
     except MachineGone:
-        await in_thread(sandbox.refresh_from_db)
-        raise _not_running(sandbox) from None
+        raise (await guest_gone(sandbox=sandbox) or _not_running(sandbox)) from None
     except VmError as error:
         raise Unavailable(f"the sandbox's machine cannot be reached: {error}") from error
 
@@ -168,9 +172,26 @@ async def guest_ready(*, sandbox: Sandbox, timeout: float = 300) -> None:
 
 
 async def guest_gone(*, sandbox: Sandbox) -> NotRunning | None:
-    """The reason for a call that broke off, if its sandbox has ended or is suspended."""
-    await in_thread(sandbox.refresh_from_db)
-    return _gone(sandbox)
+    """The reason for a call that broke off, if its sandbox has ended or is suspended.
+
+    The machine's host is asked as well: it knows of an end at once, or in a moment, and the row seconds later.
+    """
+    until = time.monotonic() + ENDING_SECONDS
+    while True:
+        await in_thread(sandbox.refresh_from_db)
+        if (gone := _gone(sandbox)) is not None:
+            return gone
+        try:
+            info = await runtime.node().machine_get(sandbox.machine)
+        except VmError:
+            return None
+        if info.state is MachineState.STOPPED and info.since > sandbox.state_since.timestamp():
+            told = copy(sandbox)
+            told.state, told.stop_cause, told.stop_detail = SandboxState.STOPPED, cause_of(info), info.detail
+            return _not_running(told)
+        if time.monotonic() > until:
+            return None
+        await asyncio.sleep(0.1)
 
 
 def _gone(sandbox: Sandbox) -> NotRunning | None:

@@ -33,7 +33,7 @@ from sandboxes.services.lifecycle import (
 )
 from sandboxes.states import Move
 from vm import background
-from vm.api import MachineInfo
+from vm.api import MachineInfo, MachineState
 from vm.errors import MachineGone, NodeUnreachable, VmError
 
 log = structlog.get_logger("atoll.suspension")
@@ -93,10 +93,20 @@ async def sandbox_suspend_finish(*, sandbox: Sandbox) -> None:
         # It may have been saved all the same: the reconciler looks.
         log.warning("node does not answer while a machine is saved", sandbox=sandbox.public_id, error=error.detail)
     except VmError as error:
-        await in_thread(sandbox_run_on, sandbox=sandbox, why=error.detail or str(error))
+        await _not_saved(sandbox, error.detail or str(error))
     else:
         await in_thread(usage.usage_measure, sandbox=sandbox, info=info)
         await in_thread(sandbox_suspended, sandbox=sandbox)
+
+
+async def _not_saved(sandbox: Sandbox, why: str) -> None:
+    """A machine whose memory could not be saved runs on, unless it has ended: its host says then of what."""
+    await in_thread(sandbox.refresh_from_db)
+    if sandbox.state != SandboxState.SUSPENDING:
+        return
+    info = await _look_after(sandbox)
+    if info is not None and info.state in (MachineState.READY, MachineState.LOST):
+        await in_thread(sandbox_run_on, sandbox=sandbox, why=why)
 
 
 def sandbox_run_on(*, sandbox: Sandbox, why: str) -> bool:
@@ -179,16 +189,18 @@ async def sandbox_resume_begin(*, sandbox: Sandbox) -> MachineInfo | None:
     return None
 
 
-async def _look_after(sandbox: Sandbox) -> None:
-    """Of a machine that cannot be resumed because it has ended: write down how."""
+async def _look_after(sandbox: Sandbox) -> MachineInfo | None:
+    """Of a machine with which something else was meant to be done: write down what became of it, and return it."""
     try:
         info = await runtime.node().machine_get(sandbox.machine)
     except MachineGone:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.MACHINE_LOST)
     except VmError as error:
-        log.warning("could not ask for a machine that does not resume", sandbox=sandbox.public_id, error=str(error))
+        log.warning("could not ask what became of a machine", sandbox=sandbox.public_id, error=str(error))
     else:
         await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+        return info
+    return None
 
 
 async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifetime: timedelta | None = None) -> Sandbox:

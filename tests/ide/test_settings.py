@@ -58,6 +58,7 @@ def test_wrong_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) ->
         ("ATOLL_PORT", "http", "atoll: ATOLL_PORT: "),
         ("DATABASE_URL", "mysql://x", "atoll: DATABASE_URL must begin with"),
         ("ATOLL_DATA", "/proc/nothing", "atoll: nothing can be kept at ATOLL_DATA"),
+        ("ATOLL_LIBVIRT_URI", "qemu+ssh://root@other/system", "atoll: ATOLL_LIBVIRT_URI: "),
     ],
 )
 def test_a_command_with_wrong_settings_says_one_line(tmp_path: Path, name: str, value: str, said: str) -> None:
@@ -120,3 +121,26 @@ def test_secret_key_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(first) == 64
     assert Env().secret_key() == first
     assert (tmp_path / "keys" / "secret_key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("uri", "fit"),
+    [
+        ("", True),
+        ("qemu:///system", True),
+        ("qemu+unix:///system?socket=/run/libvirt/libvirt-sock", True),
+        ("qemu+tls://other/system", False),
+        ("qemu+ssh://root@other/system", False),
+        ("qemu+tcp://127.0.0.1/system", False),
+        ("qemu://other/system", False),
+        ("xen:///system", False),
+    ],
+)
+def test_only_this_hosts_own_libvirt(monkeypatch: pytest.MonkeyPatch, uri: str, fit: bool) -> None:
+    """Taps, sockets and pid files are local: machines on another host would never come up, and nobody would say why."""
+    monkeypatch.setenv("ATOLL_LIBVIRT_URI", uri)
+    if fit:
+        assert Env().libvirt_uri == uri
+    else:
+        with pytest.raises(ValidationError, match="this host's own"):
+            Env()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def test_the_front_end_s_own_tests_pass() -> None:
 def test_the_lock_names_packages_and_not_where_they_come_from() -> None:
     lock = json.loads((FRONTEND / "package-lock.json").read_text())
     assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
+
+
+def test_every_stage_of_a_start_has_a_sentence() -> None:
+    """The page names the node's stages as the node does; a renamed one would be shown as a bare word."""
+    node = "".join(path.read_text() for path in (CHECKOUT / "vm" / "node").glob("*.py"))
+    timed = re.findall(r'(?:_stage\(record, |_timed\(record, |stages\[|stages = \{)"(\w+)"', node)
+    page = (FRONTEND / "src" / "core" / "timeline.ts").read_text()
+    named = re.search(r"const STAGES[^{]*\{(.*?)\};", page, re.DOTALL)
+    assert named is not None
+    assert set(timed) == set(re.findall(r"^  (\w+):", named[1], re.MULTILINE))
+    assert len(set(timed)) > 5

@@ -69,6 +69,20 @@ async def test_idle_workspace(home: Team, node: FakeNode) -> None:
     assert (left.stop_detail, left.stopped_by) == ("no activity for 31 minutes", "atoll")
 
 
+async def test_used_while_others_are_suspended(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes back while his workspace waits for its turn to be suspended is not thrown out."""
+    monkeypatch.setattr(idle, "AT_ONCE", 1)
+    rows = [await booted(home, idle_for=timedelta(minutes=31)) for _ in range(2)]
+    known = node.machine_suspend
+
+    async def machine_suspend(machine: str) -> MachineInfo:
+        await in_thread(lifecycle.sandboxes_used, seen={row.pk: timezone.now() for row in rows})
+        return await known(machine)
+
+    monkeypatch.setattr(node, "machine_suspend", machine_suspend)
+    assert sorted(await looked_at(*rows)) == [RUNNING, IDLE]
+
+
 async def test_own_time(home: Team, other: Team, node: FakeNode, settings_of: Any) -> None:
     """A workspace may have a time of its own, or none; the installation's may be none."""
     short = await booted(home, idle_for=timedelta(minutes=6))

@@ -20,7 +20,7 @@ from sandboxes.services import lifecycle, suspension
 from tests import factories
 from tests.factories import Team
 from vm.api import Identity, MachineSpec, MachineState, StopReason
-from vm.errors import NodeUnreachable
+from vm.errors import HypervisorError, NodeUnreachable, NotAllowed, VmError
 from vm.fake import FakeNode
 
 LONG_AGO = timedelta(minutes=5)
@@ -124,6 +124,32 @@ async def test_node_that_is_down(home: Team, node: FakeNode) -> None:
     sandbox = await row(home, state=SandboxState.RUNNING)
     node.go_down(NodeUnreachable("down"))
     assert (await settled(sandbox)).state == SandboxState.RUNNING
+
+
+@pytest.mark.parametrize("error", [NodeUnreachable("down"), NotAllowed("another key"), HypervisorError("odd")])
+async def test_node_that_does_not_say(home: Team, node: FakeNode, error: VmError) -> None:
+    """A turn of the reconciler ends without an error whatever the node answers, and the next one goes on."""
+    sandbox = await row(home, state=SandboxState.RUNNING)
+    node.fail_next("machine_list", error)
+    assert (await settled(sandbox)).state == SandboxState.RUNNING
+    assert (await settled(sandbox)).stop_cause == StopCause.MACHINE_LOST
+
+
+async def test_row_that_nobody_thought_of(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be settled does not keep the others from it."""
+    odd = await row(home, state=SandboxState.RUNNING)
+    other = await row(home, state=SandboxState.RUNNING)
+    known = lifecycle.sandbox_ended
+
+    def ended(**asked: Any) -> bool:
+        if asked["sandbox"].pk == odd.pk:
+            raise RuntimeError("nobody thought of this")
+        return known(**asked)
+
+    monkeypatch.setattr(lifecycle, "sandbox_ended", ended)
+    assert (await settled(other)).state == SandboxState.STOPPED
+    await in_thread(odd.refresh_from_db)
+    assert odd.state == SandboxState.RUNNING
 
 
 async def test_deadline(home: Team, node: FakeNode) -> None:

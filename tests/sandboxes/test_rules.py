@@ -8,10 +8,11 @@ import pytest
 
 from sandboxes import ids, permissions, quotas, states
 from sandboxes.errors import Forbidden, Invalid, NotFound, QuotaExceeded
-from sandboxes.models import Role, SandboxState
+from sandboxes.models import Role, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor
 from sandboxes.quotas import Amount, Limits
 from sandboxes.states import Move
+from vm.api import StopReason
 
 
 def someone(role: Role, scopes: frozenset[str] | None = None) -> Actor:
@@ -115,3 +116,9 @@ def test_room() -> None:
     quotas.check_room(used=Amount(sandboxes=4), asked=one, limits=Limits(concurrent=5))
     with pytest.raises(QuotaExceeded):
         quotas.check_room(used=Amount(sandboxes=5), asked=one, limits=Limits(concurrent=5))
+
+
+@pytest.mark.parametrize("reason", StopReason)
+def test_every_reason_of_a_node_is_a_cause(reason: StopReason) -> None:
+    """A machine that stopped for a reason of which rows know nothing could not be settled at all."""
+    assert StopCause(reason.value).label

@@ -6,6 +6,7 @@ not part of any ring. Every step is skipped when what it would make is there alr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -293,7 +294,8 @@ def main(purpose: str) -> int:
         print(f"atoll: {failed}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"atoll: {error}: is the disk full, or mounted read-only?", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        print(f"atoll: {error}{': is the disk full, or mounted read-only?' if full else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("atoll: stopped; run it again, and it goes on with what is missing", file=sys.stderr)

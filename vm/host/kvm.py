@@ -44,13 +44,20 @@ def cpu_flag() -> str:
     return ""
 
 
-def probe(kernel: Path, *, deadline: float = DEADLINE) -> Kvm:
-    """Boot the probe guest; blocks for up to `deadline` seconds."""
+def missing() -> str:
+    """What a guest would need that is not even there; empty: only booting one can tell."""
     flag = cpu_flag()
     if not flag:
-        return Kvm(False, "the CPU shows neither vmx nor svm: no hardware virtualisation, or it is switched off")
+        return "the CPU shows neither vmx nor svm: no hardware virtualisation, or it is switched off"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Kvm(False, f"the CPU has {_FLAGS[flag]}, but /dev/kvm cannot be opened: is the kvm module loaded?")
+        return f"the CPU has {_FLAGS[flag]}, but /dev/kvm cannot be opened: is the kvm module loaded?"
+    return ""
+
+
+def probe(kernel: Path, *, deadline: float = DEADLINE) -> Kvm:
+    """Boot the probe guest; blocks for up to `deadline` seconds."""
+    if why := missing():
+        return Kvm(False, why)
     began = time.monotonic()
     try:
         run(
@@ -62,7 +69,7 @@ def probe(kernel: Path, *, deadline: float = DEADLINE) -> Kvm:
         )
     except CommandFailed as error:
         return Kvm(False, f"a guest does not boot under /dev/kvm ({error.why})")
-    return Kvm(True, f"a guest booted with {_FLAGS[flag]} in {time.monotonic() - began:.1f} s")
+    return Kvm(True, f"a guest booted with {_FLAGS[cpu_flag()]} in {time.monotonic() - began:.1f} s")
 
 
 def decide(kernel: Path, cache: Path) -> Kvm:

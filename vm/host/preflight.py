@@ -1,7 +1,8 @@
 """Is this host fit to run machines? Each check answers with a finding: what was seen, what it means, what to do.
 
 Checks only look; the two that start something (the KVM probe, and the isolation check in vm/node) clean up after
-themselves.
+themselves. `python3 -m vm.host.preflight DATA` is what can be said before anything is installed: this module needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import pwd
 import re
 import secrets
 import shutil
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,6 +25,7 @@ QEMU_MINIMUM = (7, 2)
 DISK_WARN = 10 * 2**30
 DISK_FAIL = 3 * 2**30
 MEMORY_WARN = 4 * 2**30
+_INSTALLED = ("QEMU", "libvirt", "nftables", "guest image")
 
 
 class Level(StrEnum):
@@ -43,6 +46,15 @@ class Finding:
     todo: str = ""
 
 
+MARKS = {Level.OK: "ok  ", Level.WARN: "note", Level.FAIL: "FAIL"}
+
+
+def lines(finding: Finding) -> list[str]:
+    """A finding as it is printed."""
+    todo = [f"      -> {finding.todo}"] if finding.todo and finding.level is not Level.OK else []
+    return [f"{MARKS[finding.level]}  {finding.name}: {finding.seen}", *todo]
+
+
 def host(*, data: Path, users: tuple[str, ...], kernel: Path | None) -> list[Finding]:
     """Everything that can be said without a node, in the order a person would ask. Blocks for up to 30 seconds."""
     findings = [_root(), _cpu(), _qemu(), _libvirt(), _namespaces(), _nftables(), _disk(data), _memory(), _clock()]
@@ -51,8 +63,17 @@ def host(*, data: Path, users: tuple[str, ...], kernel: Path | None) -> list[Fin
         findings.append(Finding("guest image", Level.FAIL, "not built yet", 'run "make up", which builds it'))
     else:
         findings.append(Finding("guest image", Level.OK, str(kernel.parent)))
-        findings.append(_kvm(kernel))
-    return findings
+    return [*findings, _kvm(kernel)]
+
+
+def bare_host(data: Path) -> list[Finding]:
+    """The same of a host on which nothing is installed yet: what the installer brings is no failure."""
+    return [
+        replace(finding, level=Level.WARN, todo='"make up" installs it')
+        if finding.level is Level.FAIL and (finding.name in _INSTALLED or "not found (" in finding.seen)
+        else finding
+        for finding in host(data=data, users=(), kernel=None)
+    ]
 
 
 def _root() -> Finding:
@@ -73,8 +94,11 @@ def _cpu() -> Finding:
     )
 
 
-def _kvm(kernel: Path) -> Finding:
-    answer = kvm.probe(kernel)
+def _kvm(kernel: Path | None) -> Finding:
+    if kernel is None and not kvm.missing():
+        seen = "not tried yet: only booting the guest image's kernel tells whether it works"
+        return Finding("KVM", Level.WARN, seen, 'run "make up", which builds the image, then "make doctor" again')
+    answer = kvm.probe(kernel) if kernel else kvm.Kvm(False, kvm.missing())
     if answer.usable:
         return Finding("KVM", Level.OK, answer.why)
     return Finding("KVM", Level.WARN, f"{answer.why}; machines run under TCG", "everything works without it, slower")
@@ -170,3 +194,18 @@ def _user(name: str) -> Finding:
     if record.pw_uid == 0:
         return Finding(f"user {name}", Level.FAIL, "is root", "remove that account: it must be unprivileged")
     return Finding(f"user {name}", Level.OK, f"uid {record.pw_uid}")
+
+
+def main(data: str) -> int:
+    """Print what can be said before anything is installed; 1 where machines will not run."""
+    findings = bare_host(Path(data))
+    for finding in findings:
+        print(*lines(finding), sep="\n")
+    print(
+        'Atoll is not installed here yet. After "make up" this also boots a machine and proves that it has no network.'
+    )
+    return int(any(finding.level is Level.FAIL for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -25,7 +25,7 @@ class Users:
 
 
 def provision(*, data: Path, image_cache: Path, users: Users) -> None:
-    """Create users, directories and keys. PermissionError without root; OSError says a full or read-only disk."""
+    """Create users, directories and keys. PermissionError without root; OSError for what the host refuses."""
     for name in (users.service, users.machine):
         _user(name)
     service = pwd.getpwnam(users.service)

@@ -18,16 +18,17 @@ export interface StageBar {
   share: number;
 }
 
+/** As the node names them (vm/node/start.py, machines.py); tests/meta holds the two together. */
 const STAGES: Record<string, string> = {
   queue: "Waited for its turn",
+  snapshot: "Copied the memory it was forked from",
+  image: "Copied its template's memory",
   disk: "Made its disk",
-  define: "Set the machine up",
-  start: "Powered it on",
-  boot: "Booted Linux",
-  restore: "Loaded its memory",
-  save: "Saved its memory",
-  resume: "Let it go on",
+  network: "Made its network",
+  domain: "Set the machine up, or loaded its memory",
+  tap: "Shut it in its network",
   agent: "Waited for its agent",
+  pool: "Took one that was waiting",
   identity: "Told it who it is",
 };
 

@@ -976,6 +976,7 @@ export interface components {
             first_day: string;
             /** Last Day */
             last_day: string;
+            others: components["schemas"]["UseOthers"];
             prices: components["schemas"]["PricesOut"];
             /** Sandboxes */
             sandboxes: components["schemas"]["UseSandbox"][];
@@ -983,6 +984,27 @@ export interface components {
             series: components["schemas"]["UsePeriod"][];
             spending: components["schemas"]["SpendingOut"];
             totals: components["schemas"]["UseOut"];
+        };
+        /**
+         * UseOthers
+         * @description What the sandboxes used together that are not named because there are too many; all are in the CSV.
+         */
+        UseOthers: {
+            cost: components["schemas"]["CostOut"];
+            /** Count */
+            count: number;
+            /** Cpu Hours */
+            cpu_hours: number;
+            /** Cpu Seconds */
+            cpu_seconds: number;
+            /** Disk Byte Seconds */
+            disk_byte_seconds: number;
+            /** Memory Gb Hours */
+            memory_gb_hours: number;
+            /** Memory Mib Seconds */
+            memory_mib_seconds: number;
+            /** Volume Gib Months */
+            volume_gib_months: number;
         };
         /**
          * UseOut

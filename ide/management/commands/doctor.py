@@ -25,7 +25,6 @@ from vm.image.build import image_path
 from vm.node.client import NodeClient
 from vm.node.isolation import Target, no_network
 
-MARKS = {Level.OK: "ok  ", Level.WARN: "note", Level.FAIL: "FAIL"}
 PATIENCE = 60.0
 
 
@@ -56,9 +55,7 @@ class Command(BaseCommand):
 
     def _show(self, findings: list[Finding]) -> None:
         for finding in findings:
-            self.stdout.write(f"{MARKS[finding.level]}  {finding.name}: {finding.seen}")
-            if finding.todo and finding.level is not Level.OK:
-                self.stdout.write(f"      -> {finding.todo}")
+            self.stdout.write("\n".join(preflight.lines(finding)))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from ide.env import env
-from ide.installation import running
+from ide.installation import holder
 
 PATIENCE = 120.0  # seconds
 
@@ -22,18 +22,19 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Ask the supervisor to stop and wait until it has."""
+        """Ask it to stop, also while it still prepares the host, and wait until it has."""
         try:
-            found = running(env())
+            while (pid := holder(env())) == 0:
+                time.sleep(0.1)
+            if pid is None:
+                self.stdout.write("Atoll does not run here.")
+                return
+            os.kill(pid, signal.SIGTERM)
         except PermissionError as error:
             raise CommandError("this needs root: use sudo") from error
-        if found is None:
-            self.stdout.write("Atoll does not run here.")
-            return
-        os.kill(found.pid, signal.SIGTERM)
         until = time.monotonic() + PATIENCE
-        while running(env()) is not None:
+        while holder(env()) == pid:
             if time.monotonic() > until:
-                raise CommandError(f"process {found.pid} still runs after {PATIENCE:.0f} s; see its terminal")
+                raise CommandError(f"process {pid} still runs after {PATIENCE:.0f} s; see its terminal")
             time.sleep(0.1)
         self.stdout.write("stopped.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from ide.management.as_service import ServiceCommand
 from sandboxes.errors import DomainError
 from sandboxes.models import Organization
 from sandboxes.services import limits
@@ -14,7 +15,7 @@ from sandboxes.services import limits
 OPTIONS = {name.removeprefix("quota_").replace("_", "-"): name for name in limits.FIELDS}
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     """Show limits, or change those of one organization."""
 
     help = "Show each organization's limits and what of them is used; with ORG and options, set its limits."

@@ -5,14 +5,15 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from ide.env import env
+from ide.management.as_service import ServiceCommand
 from sandboxes.models import User
 from sandboxes.services import accounts
 
 
-class Command(BaseCommand):
+class Command(ServiceCommand):
     """Makes a link for the administrator, or for the person named."""
 
     help = "Print a new sign-in link, good once and for 15 minutes."

@@ -70,6 +70,7 @@ def test_a_range_by_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
     assert by_id[used[0].public_id]["cpu_hours"] == 1.5
     assert by_id[used[1].public_id]["state"] == "deleted"
     assert "secret" not in str(answer)
+    assert (answer["others"]["count"], answer["others"]["cost"]["total"]) == (0, "0.000000")
 
 
 def test_by_hour_and_by_sandbox(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
@@ -83,6 +84,23 @@ def test_by_hour_and_by_sandbox(home: Team, used: tuple[Sandbox, Sandbox]) -> No
     assert hours[0]["disk_gib"] == 1
     answer = ask(home, "usage?from=2026-10-01&to=2026-10-02&by=sandbox").json()
     assert (answer["series"], len(answer["sandboxes"])) == ([], 2)
+
+
+def test_a_report_names_the_dearest_and_sums_up_the_others(home: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays readable however many sandboxes there were; the CSV has them all."""
+    monkeypatch.setattr("sandboxes.selectors.usage.DEAREST", 2)
+    rows = [factories.row(home) for _ in range(5)]
+    for seconds, row in zip((60, 3600, 120, 7200, 0), rows, strict=True):
+        hour(row, 1, 0, cpu=seconds)
+    hour(rows[4], 1, 1, memory=10_000_000, disk=GIB)
+    answer = ask(home, "usage?from=2026-10-01&to=2026-10-31").json()
+    assert [row["id"] for row in answer["sandboxes"]] == [rows[3].public_id, rows[1].public_id]
+    assert answer["totals"]["cpu_seconds"] == 10_980
+    others = answer["others"]
+    assert (others["count"], others["cpu_seconds"], others["memory_mib_seconds"]) == (3, 180, 10_000_000)
+    assert others["disk_byte_seconds"] == GIB
+    text = ask(home, "usage.csv?from=2026-10-01&to=2026-10-31").content.decode()
+    assert len(list(csv.DictReader(StringIO(text)))) == 5
 
 
 def test_by_default_this_month_so_far(home: Team) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser
+from django.utils import timezone
 
 from ide.consumers.terminal import TerminalConsumer
 from sandboxes.database import in_thread
@@ -203,3 +205,22 @@ async def test_terminals_are_activity(running: Sandbox, member: User) -> None:
         await activity.flush()
     await in_thread(running.refresh_from_db)
     assert (running.active_at - used).total_seconds() < 1  # type: ignore[operator]
+
+
+async def test_attaching_again_is_no_activity(running: Sandbox, member: User) -> None:
+    """What a reconnect shows again, and that a terminal has ended, keeps nothing awake."""
+    async with Line(running.public_id, member) as page:
+        await page.say(type="open", cols=80, rows=24)
+        terminal = (await page.hear("attached"))["id"]
+        await page.wire.send_to(bytes_data=b"echo fir''st; exec sleep 2\n")
+        await page.see(b"first\r\n")
+    await activity.flush()
+    before = timezone.now() - timedelta(hours=1)
+    await Sandbox.objects.filter(pk=running.pk).aupdate(active_at=before)
+    async with Line(running.public_id, member) as page:
+        await page.say(type="attach", id=terminal, cols=80, rows=24)
+        await page.hear("exit")
+        assert b"first\r\n" in page.shown
+    await activity.flush()
+    await in_thread(running.refresh_from_db)
+    assert running.active_at == before

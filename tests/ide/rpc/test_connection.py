@@ -322,3 +322,18 @@ async def test_a_full_disk_of_the_host_is_the_answer_to_what_it_broke(home: Team
         after = await client.answer(await client.begin("envGet", key="x"))
         assert after["error"]["message"] == "the sandbox is not running: the host's disk was full: no room"
         assert "error" in await client.answer(waiting)
+
+
+async def test_what_was_open_at_a_crash_is_told_why_before_the_row_knows(home: Team, node: FakeNode) -> None:
+    """The host knows of the end at once: nobody has to guess for the seconds until the row says it."""
+    async with connected(home) as client:
+        await client.call("writeTextFile", path="locked", content="")
+        first = (await client.call("open", path="locked", options={"write": True}))["ok"]["fileHandleId"]
+        await client.call("fileLock", fileHandleId=first, exclusive=True)
+        second = (await client.call("open", path="locked", options={"write": True}))["ok"]["fileHandleId"]
+        waiting = await client.begin("fileLock", fileHandleId=second, exclusive=True)
+        await asyncio.sleep(0.3)
+        node.crash(client.connection.sandbox.machine, StopReason.GUEST_CRASHED, "panic")
+        for number in (waiting, await client.begin("envGet", key="x")):
+            said = (await client.answer(number))["error"]["message"]
+            assert said == "the sandbox is not running: the machine's kernel crashed: panic"

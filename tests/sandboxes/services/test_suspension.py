@@ -136,6 +136,32 @@ async def test_failed_suspend(home: Team, node: FakeNode, error: Any) -> None:
     assert (await texts(workspace, home))[-1] == "Could not be suspended and runs on: no room for 1280 MiB"
 
 
+async def test_machine_that_ends_during_the_suspend(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not run on: it is stopped, with the reason of its own end, or lost where its host knows it no more."""
+    crashed, lost = await booted(home), await booted(home)
+    known = node.machine_suspend
+
+    async def machine_suspend(machine: str) -> Any:
+        if machine == lost.machine:
+            await node.machine_stop(machine)
+            await node.machine_forget(machine)
+        else:
+            node.crash(machine, StopReason.GUEST_CRASHED, "panic")
+        return await known(machine)
+
+    monkeypatch.setattr(node, "machine_suspend", machine_suspend)
+    for workspace, cause, detail in (
+        (crashed, StopCause.GUEST_CRASHED, "panic"),
+        (lost, StopCause.MACHINE_LOST, ""),
+    ):
+        await suspension.sandbox_suspend(sandbox=workspace, actor=home.member, beside=False)
+        assert (workspace.state, workspace.stop_cause) == (SandboxState.STOPPED, cause)
+        assert workspace.stop_detail == detail
+        assert not any("runs on" in text for text in await texts(workspace, home))
+
+
 async def test_resume_that_has_to_wait(home: Team, node: FakeNode) -> None:
     """A host without room leaves it suspended with its cause, and says why it was not resumed."""
     workspace = await suspended(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -173,3 +174,19 @@ def test_what_is_there_is_not_installed_again(tools: Path, monkeypatch: pytest.M
     monkeypatch.setattr(install, "VENV", environment)
     install.environment(tests=False)
     install.environment(tests=True)
+
+
+@pytest.mark.parametrize(("code", "blamed"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EACCES, False)])
+def test_a_disk_is_blamed_only_where_it_is_one(
+    code: int, blamed: bool, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever else the host refuses is told as it is."""
+
+    def refuse(wanted: list[str]) -> None:
+        raise OSError(code, os.strerror(code), "/somewhere")
+
+    monkeypatch.setattr(install, "system_packages", refuse)
+    assert install.main("up") == 1
+    said = capsys.readouterr().err
+    assert os.strerror(code) in said
+    assert ("is the disk full" in said) is blamed

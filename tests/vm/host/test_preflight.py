@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,9 @@ import pytest
 
 from vm.host import kvm, preflight
 from vm.host.preflight import Finding, Level
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+BARE = "import sys; sys.path.insert(0, sys.argv[1]); from vm.host.preflight import main; main(sys.argv[1])"
 
 
 def found(tmp_path: Path, *, kernel: Path | None = None) -> dict[str, Finding]:
@@ -84,3 +89,28 @@ def test_the_answer_holds_until_the_host_boots_again(with_flag: Path, tmp_path: 
     assert not kvm.decide(Path("vmlinux"), cache).usable
     cache.write_text("{")
     assert not kvm.decide(Path("vmlinux"), cache).usable
+
+
+def test_a_bare_host_is_judged_before_anything_is_installed(tmp_path: Path) -> None:
+    """The system's own Python and no program at all: what is to be installed is said, and is no failure."""
+    shutil.copytree(CHECKOUT / "vm", tmp_path / "vm")
+    done = subprocess.run(  # noqa: TID251
+        ["/usr/bin/python3", "-I", "-c", BARE, str(tmp_path)],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    for name in ("QEMU", "nftables", "guest image"):
+        assert f"note  {name}: " in done.stdout
+    assert "network namespaces: cannot be made" in done.stdout
+    assert '-> "make up" installs it' in done.stdout
+    assert "FAIL  QEMU" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Atoll is not installed here yet")
+
+
+def test_without_an_image_kvm_is_not_judged(with_flag: Path, tmp_path: Path) -> None:
+    """It is told apart from hardware virtualisation that is not there."""
+    seen = found(tmp_path)["KVM"]
+    assert (seen.level, seen.seen.split(":")[0]) == (Level.WARN, "not tried yet")
