@@ -41,6 +41,7 @@ class StopReason(StrEnum):
     HOST_RESTARTED = "host_restarted"  # the host booted meanwhile
     DISK_FULL = "disk_full"  # the host's image disk had no room
     HOST_OUT_OF_MEMORY = "host_out_of_memory"  # the host's kernel killed QEMU for want of memory
+    NO_CAPACITY = "no_capacity"  # when its turn came the host had no memory for it
     RESUME_FAILED = "resume_failed"  # its memory image could not be restored; its disk is as it was at the suspend
 
 

@@ -291,6 +291,9 @@ class Machines:
             async with original.busy:
                 self._require_running(original)
                 self._require_wanted(machine)
+                # Its whole memory may lie there for a moment
+                if shutil.disk_usage(self.scratch).free < mine.memory_mib * 2**20:
+                    raise HostFull(f"no room in memory for a copy of {mine.memory_mib} MiB")
                 forking = spawn(self._fork(original, machine), name=f"fork {source}")
                 await asyncio.shield(forking)
         except VmError:
@@ -722,7 +725,7 @@ _SETTLED = (MachineState.READY, MachineState.STOPPED, MachineState.SUSPENDED)
 
 
 def _full(error: HostFull) -> StopReason:
-    return StopReason.BOOT_FAILED if "memory" in error.detail else StopReason.DISK_FULL
+    return StopReason.NO_CAPACITY if "memory" in error.detail else StopReason.DISK_FULL
 
 
 def _require_sane(spec: MachineSpec) -> None:
