@@ -316,6 +316,7 @@ class Machines:
             mine.save(self.layout)
             record.stages["snapshot"] = round(time.monotonic() - began, 4)
             record.save(self.layout)
+        record.since = time.time()  # it waits for its turn from here on
         if machine.ending is None and record.state is MachineState.QUEUED:
             self.enqueue(machine)
         self._merge_if_long(original)
