@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore::pytest.Pytes
 def installation() -> Iterator[Installation]:
     """One installation for this module's tests, in their order."""
     with reachable_directory() as place:
-        running = Installation(place / "data")
+        # No clones that wait: what is left on the host is to be counted
+        running = Installation(place / "data", settings={"ATOLL_POOL_FLOOR": "0", "ATOLL_POOL_CEILING": "0"})
         running.start()
         yield running
         running.stop()
@@ -228,8 +229,10 @@ def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Install
 
 def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk: DenoDeploy) -> None:
     """Sandboxes first, then worker, web and node; nothing is left running, mounted or in a namespace."""
-    sandbox = sdk.sandbox.create(timeout="10m").__enter__()
-    assert sandbox.id
+    held = sdk.sandbox.create(timeout="10m")  # by name: the SDK hangs up when it is collected
+    sandbox = held.__enter__()
+    sandbox.spawn("true", stdout="null", stderr="null").wait()  # one that is still starting cannot be suspended
+    until(lambda: row_of(installation, sandbox.id)["state"] == "running", "its row says so, too")
     assert len(left_on_the_host(installation)) >= 2  # its namespace, and where that is mounted
     installation.stop()
     said = [line.split(" (")[0] for line in installation.output.splitlines()]
@@ -249,6 +252,11 @@ def test_run_again_it_is_ready_soon_and_changes_nothing(installation: Installati
     assert seconds is not None
     # The promise is for a host of its own; one that also runs other tests gives us our share of its time
     assert float(seconds[1]) < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def row_of(installation: Installation, public_id: str) -> dict[str, object]:
+    """One sandbox as REST shows it."""
+    return next(row for row in listed(installation) if row["id"] == public_id)
 
 
 def kept(installation: Installation) -> dict[str, bytes]:
