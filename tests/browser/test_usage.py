@@ -77,9 +77,9 @@ def test_what_runs_is_counted_shown_and_capped(lab: Page) -> None:
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
 
     page.goto("/")
-    stopped = page.get_by_role("row", name=re.compile("Metered"))
-    expect(stopped).to_contain_text("spending cap for this month is reached")
-    stopped.get_by_role("button", name="Start").click()
+    halted = page.get_by_role("row", name=re.compile("Metered"))
+    expect(halted).to_contain_text("spending cap for this month is reached")
+    halted.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("an owner can raise the cap").last).to_be_visible()
 
 
