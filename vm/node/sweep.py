@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +94,8 @@ def remove(machines: Machines, stray: Stray) -> None:
     """Remove it. Repeatable; blocks."""
     log.info("removing the %s %s: it is nobody's", stray.kind, stray.name)
     if stray.kind == "domain":
+        # libvirt may still hold on to one whose start was cut short; without its process it lets go
+        _kill(machines, stray.name)
         domains.domain_destroy(machines.conn, stray.name)
     elif stray.kind == "namespace":
         namespace_remove(stray.name)
@@ -106,9 +111,21 @@ def remove(machines: Machines, stray: Stray) -> None:
 def sweep_all(machines: Machines, wanted: Expected) -> None:
     """Remove all of it at once: before a node serves, nothing is just coming or going. Blocks."""
     for stray in strays(machines, wanted):
-        remove(machines, stray)
+        try:
+            remove(machines, stray)
+        except VmError as error:
+            # One that cannot be removed keeps nobody from his machines: it is tried again and again
+            log.warning("the %s %s could not be removed yet: %s", stray.kind, stray.name, error)
     for path in machines.layout.machines.glob("*/*.new"):
         path.unlink(missing_ok=True)
+
+
+def _kill(machines: Machines, name: str) -> None:
+    with suppress(OSError, ValueError):
+        pid = int((machines.layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
+        # The number may be another process's by now
+        if f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
 
 
 async def sweep_for_ever(machines: Machines) -> None:
