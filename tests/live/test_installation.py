@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore::pytest.Pytes
 def installation() -> Iterator[Installation]:
     """One installation for this module's tests, in their order."""
     with reachable_directory() as place:
-        # No clones that wait: what is left on the host is to be counted
-        running = Installation(place / "data", settings={"ATOLL_POOL_FLOOR": "0", "ATOLL_POOL_CEILING": "0"})
+        # No templates and clones: what is left on the host is to be counted
+        running = Installation(place / "data", settings={"ATOLL_CLONES": "false"})
         running.start()
         yield running
         running.stop()
