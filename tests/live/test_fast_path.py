@@ -130,7 +130,8 @@ async def test_a_broken_template_is_discarded_and_the_machine_boots(process: Nod
     with memory.open("r+b") as file:
         file.truncate(save_image.read(memory).stream_at + 1_000_000)
     # A copy that the next clone would take
-    (Path("/dev/shm") / f"atoll-{process.tag}" / f"{place.name}.spare").unlink(missing_ok=True)
+    disk = json.loads((place / "template.json").read_text())["disk"]
+    (Path("/dev/shm") / f"atoll-{process.tag}" / f"{disk}.spare").unlink(missing_ok=True)
     machines = [secrets.token_hex(16) for _ in range(3)]
     try:
         infos = await asyncio.gather(*(boot(node, machine) for machine in machines))

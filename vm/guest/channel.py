@@ -324,6 +324,7 @@ class Channel:
         self._connect = connect
         self._changed = changed
         self._link: _Link | None = None
+        self._begun = asyncio.Event()  # there is a link, though its agent may not have answered yet
         self._up = asyncio.Event()
         self._closed = False
         self._keeper = spawn(self._keep(), name="guest channel")
@@ -331,24 +332,26 @@ class Channel:
     @property
     def up(self) -> bool:
         """Whether streams can be opened now."""
-        return self._link is not None and not self._link.closed.done()
+        return self._up.is_set() and self._link is not None and not self._link.closed.done()
 
-    async def open(self, *, timeout: float = 5.0) -> GuestStream:
-        """A new stream, waiting up to `timeout` seconds for the link.
+    async def open(self, *, timeout: float = 5.0, early: bool = False) -> GuestStream:
+        """A new stream, waiting up to `timeout` seconds for the link; `early`: not for its agent to answer, too.
 
-        StreamReset if it does not come, MachineGone if the channel is closed, HostFull above MAX_OPEN.
+        What is sent early follows the preamble, and is read as soon as that is: it spares a guest that was just
+        restored a round trip. StreamReset if no link comes, MachineGone if the channel is closed, HostFull above
+        MAX_OPEN.
         """
+        there = self._begun if early else self._up
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while True:
-                    await self._up.wait()
+                    await there.wait()
                     if self._closed:
                         raise MachineGone("the machine is not running")
                     if self._link is not None and not self._link.closed.done():
                         return self._link.open()
                     # It has failed, and its keeper has not had its turn yet
-                    self._link = None
-                    self._up.clear()
+                    self._no_link()
         raise StreamReset("the machine's agent does not answer")
 
     def listen(self, changed: Callable[[bool, str], None]) -> None:
@@ -363,6 +366,7 @@ class Channel:
     async def close(self) -> None:
         """End the link and every stream. Repeatable."""
         self._closed = True
+        self._begun.set()
         self._up.set()
         self._keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -383,10 +387,11 @@ class Channel:
         try:
             sock = await self._connect()
             _transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=sock)
+            self._link = link
+            self._begun.set()
             async with asyncio.timeout(_ECHO_PATIENCE):
                 await asyncio.wait([link.synchronised])
             if not link.synchronised.cancelled():
-                self._link = link
                 self.links += 1
                 self._up.set()
                 self._changed(True, "")
@@ -397,8 +402,12 @@ class Channel:
         except TimeoutError:
             return "its agent does not answer", False
         finally:
-            self._link = None
-            if not self._closed:
-                self._up.clear()
+            self._no_link()
             if link is not None:
                 link.fail("the machine's channel was closed")
+
+    def _no_link(self) -> None:
+        self._link = None
+        if not self._closed:
+            self._begun.clear()
+            self._up.clear()

@@ -475,8 +475,8 @@ class Machines:
             await self.pool.close()
         if self.starter.groups is not None:
             self.starter.groups.close()
-        for key in self.templates.names():
-            self.starter.drop_spare(key)
+        for disk in self.templates.layers():
+            self.starter.drop_spare(disk)
         for machine in self.known.values():
             if machine.channel is not None:
                 await machine.channel.close()

@@ -187,7 +187,7 @@ class Pool:
         if time.monotonic() < self._calm_until:
             return False
         if warm is not None and (template := self._templates.find(warm)) is not None:
-            await self._starter.lay_spare(template.key)
+            await self._starter.lay_spare(template.key, disk=template.disk, size_gib=template.size.disk_gib)
         step = next_step(
             granted=self._granted(),
             waiting=waiting,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vm.api import Origin
+from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
@@ -35,7 +36,7 @@ from vm.node.config import NodeConfig
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
 from vm.storage.images import image_find
-from vm.storage.layout import BodyId, Layout, private_directory
+from vm.storage.layout import BodyId, LayerId, Layout, private_directory
 from vm.storage.qcow2 import overlay_create
 
 log = logging.getLogger("atoll.node")
@@ -93,7 +94,8 @@ class Starter:
                 )
             finally:
                 if record.origin in (Origin.CLONE, Origin.FORK):
-                    image.unlink(missing_ok=True)
+                    # Freeing a hundred megabytes takes longer than the next step may wait
+                    spawn(self._gone(image), name=f"image of {record.body}")
             with _timed(record, "agent"):
                 channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
@@ -112,6 +114,9 @@ class Starter:
                 log.warning("machine %s was resumed, but its agent does not answer yet", record.machine)
             undo.pop_all()
             return channel
+
+    async def _gone(self, image: Path) -> None:
+        await self._lanes.run("memory", lambda: image.unlink(missing_ok=True), deadline=_QUICK)
 
     async def _commit(self, record: Record) -> None:
         """From here on the processor may run: what was saved of its memory is of the past."""
@@ -196,6 +201,10 @@ class Starter:
             if not record.fresh and record.origin is not Origin.FORK:
                 # An empty one in its place would look like a machine that lost everything
                 raise HypervisorError("its disk is not on this host any more")
+            if record.origin is Origin.CLONE:
+                with suppress(FileNotFoundError):
+                    self._layout.spare(record.disks[1]).rename(disk)
+                    return
             image = image_find(self._config.image_cache, record.image)
             below = record.disks[1:]
             overlay_create(
@@ -241,7 +250,7 @@ class Starter:
         try:
             xml = self._moved(record, source)
             with suppress(FileNotFoundError):
-                self._spare(record.template).rename(image)
+                self._spare(record.disks[1]).rename(image)
                 if save_image.rewrite_in_place(image, xml):
                     return
             save_image.clone(source, image, xml)
@@ -250,14 +259,25 @@ class Starter:
         except OSError as error:
             raise HostFull(f"no memory for a clone's image ({error.strerror})") from error
 
-    def _spare(self, template: str) -> Path:
-        return self._scratch / f"{template}.spare"
+    def _spare(self, layer: LayerId) -> Path:
+        # Called as the template's disk is: one that is baked anew has the same key, but another disk
+        return self._scratch / f"{layer}.spare"
 
-    async def lay_spare(self, template: str) -> None:
-        """Have a copy of a template's image ready in memory, where the next clone only gives it a name of its own."""
+    async def lay_spare(self, template: str, *, disk: LayerId, size_gib: int) -> None:
+        """Have what a clone is made of ready: an empty layer over the template's `disk`, and a copy of its image.
 
-        def copy() -> None:
-            source, spare = self._layout.template(template) / "memory.save", self._spare(template)
+        The next clone only gives them names of its own.
+        """
+
+        def lay() -> None:
+            overlay = self._layout.spare(disk)
+            if not overlay.exists():
+                with suppress(VmError):  # the clone makes its own then, or says why not
+                    backing = self._layout.disk(disk)
+                    overlay_create(
+                        overlay, backing=backing, backing_format="qcow2", size_gib=size_gib, owner=self.owner
+                    )
+            source, spare = self._layout.template(template) / "memory.save", self._spare(disk)
             if spare.exists():
                 return
             fresh = spare.with_suffix(".new")
@@ -269,11 +289,12 @@ class Starter:
                 fresh.unlink(missing_ok=True)
 
         with suppress(HypervisorError):
-            await self._lanes.run("spare", copy, deadline=_QUICK)
+            await self._lanes.run("spare", lay, deadline=_QUICK)
 
-    def drop_spare(self, template: str) -> None:
-        """The template is no more."""
-        self._spare(template).unlink(missing_ok=True)
+    def drop_spare(self, disk: LayerId) -> None:
+        """The template with that disk is no more."""
+        self._spare(disk).unlink(missing_ok=True)
+        self._layout.spare(disk).unlink(missing_ok=True)
 
     def _restore(self, image: Path, record: Record) -> None:
         self._layout.agent(record.body).unlink(missing_ok=True)
@@ -347,7 +368,8 @@ class Starter:
         with _timed(record, "identity"):
             if record.origin is Origin.RESUME:
                 async with asyncio.timeout(30):
-                    await expect_ok(call(await channel.open(), "wake", {"time": time.time(), "entropy": _entropy()}))
+                    stream = await channel.open(early=True)
+                    await expect_ok(call(stream, "wake", {"time": time.time(), "entropy": _entropy()}))
             else:
                 # A fork's environment is in its memory, newer than what its original was started with
                 await self.identify(record, channel, env=record.origin is not Origin.FORK)
@@ -362,7 +384,7 @@ class Starter:
             "entropy": _entropy(),
         }
         async with asyncio.timeout(30):
-            await expect_ok(call(await channel.open(), "identity", params))
+            await expect_ok(call(await channel.open(early=True), "identity", params))
 
 
 def _entropy() -> str:

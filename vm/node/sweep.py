@@ -54,7 +54,7 @@ def expected(machines: Machines, *, kept: set[str] | None = None) -> Expected:
         images=frozenset(
             {m.record.body for m in known if m.record.origin is Origin.FORK and m.record.state in _COMING}
             | bodies
-            | machines.templates.names()
+            | machines.templates.layers()
         ),
         memories=frozenset(m.record.machine for m in known if _may_have_memory(m)),
     )

@@ -100,10 +100,6 @@ class Templates:
         """Of which sizes there are templates."""
         return [template.size for template in self._known.values()]
 
-    def names(self) -> set[str]:
-        """The keys of those there are."""
-        return set(self._known)
-
     def layers(self) -> set[LayerId]:
         """The layers that templates need."""
         layers = {template.disk for template in self._known.values()}
@@ -198,8 +194,8 @@ class Templates:
         if not key:
             raise ValueError("a template has a key")
         self._failures.pop(key, None)
-        self._known.pop(key, None)
-        self._starter.drop_spare(key)
+        if (template := self._known.pop(key, None)) is not None:
+            self._starter.drop_spare(template.disk)
         shutil.rmtree(self._layout.template(key), ignore_errors=True)
 
     def _forget_oldest(self) -> None:

@@ -87,6 +87,10 @@ class Layout:
         """One layer."""
         return self.disks / f"{layer}.qcow2"
 
+    def spare(self, layer: LayerId) -> Path:
+        """An empty layer over that one, for its next clone."""
+        return self.disks / f"{layer}.spare"
+
     @property
     def templates(self) -> Path:
         """One directory for each template."""
