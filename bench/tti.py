@@ -21,7 +21,7 @@ SEQUENTIAL = 100
 STAGGERED = 100
 BURST = 10
 CLONES = 20
-BARE = 5
+BARE = 10
 
 
 def node_of(installation: Installation) -> NodeClient:

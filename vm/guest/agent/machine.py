@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from vm.guest.agent.calls import Call, Methods
 from vm.guest.agent.errors import Refusal
@@ -59,8 +60,12 @@ class Machine:
             if time is not None:
                 _set_clock(time)
             # The files take a guest that was just restored longer than all the rest: they are written beside the
-            # answer, and no call begins before they are
-            self._methods.hold(asyncio.get_running_loop().run_in_executor(None, _set_name, hostname, seed))
+            # answer, and no call begins before those are that tell it from others
+            loop = asyncio.get_running_loop()
+            named = loop.run_in_executor(None, _attempt, _write_name, hostname.encode(), seed)
+            self._methods.hold(named)
+            # A process takes longer to start than this does to be written
+            named.add_done_callback(lambda _done: loop.run_in_executor(None, _attempt, _write_hosts, hostname.encode()))
 
     async def wake(self, call: Call, time: float, entropy: str) -> None:
         """Go on after a suspend: with other random numbers than any copy of this memory would have, and the time."""
@@ -131,22 +136,24 @@ def _add_entropy(seed: bytes) -> None:
         os.close(pool)
 
 
-def _set_name(hostname: str, seed: bytes) -> None:
+def _attempt(write: Callable[..., None], *args: bytes) -> None:
     try:
-        _write_name(hostname, seed)
+        write(*args)
     except OSError as error:
         # A disk without room must not keep its owner from his machine
         print(f"atoll-agent: its name could not be written: {error}", file=sys.stderr, flush=True)
 
 
-def _write_name(hostname: str, seed: bytes) -> None:
-    encoded = hostname.encode()
-    _libc.sethostname(encoded, len(encoded))
-    _write("/etc/hostname", encoded + b"\n")
-    _write("/etc/hosts", _hosts(encoded))
+def _write_name(hostname: bytes, seed: bytes) -> None:
+    _libc.sethostname(hostname, len(hostname))
+    _write("/etc/hostname", hostname + b"\n")
     if len(seed) >= 16:
         # Bytes of its own, not those that went to the kernel: everybody may read this file
         _write("/etc/machine-id", seed[:16].hex().encode() + b"\n")
+
+
+def _write_hosts(hostname: bytes) -> None:
+    _write("/etc/hosts", _hosts(hostname))
 
 
 def _hosts(hostname: bytes) -> bytes:

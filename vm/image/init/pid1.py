@@ -80,6 +80,10 @@ def prepare() -> None:
     except OSError as error:
         say(f"/run/lock: {error.strerror}")
     libc.sethostname(b"sandbox", 7)
+    # /etc has links to them; the agent says more
+    for name, text in (("hostname", "sandbox\n"), ("machine-id", "")):
+        with open(f"/run/{name}", "w") as file:
+            file.write(text)
     loopback()
     groups()
 
