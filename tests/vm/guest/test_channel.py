@@ -301,3 +301,19 @@ async def test_closed_is_gone(peer: Peer, link: Channel) -> None:
     with pytest.raises(MachineGone):
         await link.open()
     await link.close()
+
+
+async def test_what_is_sent_early_follows_the_preamble(peer: Peer, link: Channel) -> None:
+    """A stream that is opened before the agent has answered carries its bytes as any other; a closed link ends it."""
+    stream = await link.open(early=True)
+    assert not link.up
+    await stream.write(b"early")
+    await stream.end()
+    assert await stream.read() == b"early"
+    assert link.up
+    await peer.cut()
+    await _until(lambda: not link.up)
+    lost = await link.open(early=True)
+    await link.close()
+    with pytest.raises(StreamReset):
+        await lost.read()
