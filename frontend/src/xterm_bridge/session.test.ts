@@ -96,6 +96,8 @@ test("bytes are acknowledged when drawn, every 64 KiB", () => {
   rig.wire.events.bytes(new Uint8Array(2));
   expect(rig.wire.texts.filter((message) => message.type === "ack")).toEqual([]);
   rig.draw();
+  vi.advanceTimersByTime(50);
+  rig.draw();
   expect(rig.wire.texts.at(-1)).toEqual({ type: "ack", offset: 1000 + ACK_EVERY + 1 });
 });
 
@@ -112,8 +114,27 @@ test("what arrives while the screen draws is written at once", () => {
   rig.pending.shift()?.();
   expect(rig.shown.length).toBe(3 + 4 * 65_536);
   rig.draw();
+  vi.advanceTimersByTime(50);
+  rig.draw();
   expect(rig.shown.length).toBe(3 + 9 * 65_536);
   expect(rig.wire.texts.at(-1)).toEqual({ type: "ack", offset: 3 + 9 * 65_536 });
+});
+
+test("a flood is shown now and then, and what fills a batch at once", () => {
+  const rig = new Rig("t1");
+  rig.wire.events.open();
+  rig.wire.say({ type: "attached", id: "t1", offset: 0, end: 0, truncated: false });
+  rig.wire.events.bytes(new Uint8Array(65_536));
+  rig.draw();
+  rig.wire.events.bytes(bytes("more"));
+  expect(rig.shown.length).toBe(65_536);
+  vi.advanceTimersByTime(50);
+  expect(rig.shown.length).toBe(65_536 + 4);
+  rig.draw();
+  rig.wire.events.bytes(new Uint8Array(65_536));
+  rig.draw();
+  for (let piece = 0; piece < 4; piece++) rig.wire.events.bytes(new Uint8Array(65_536));
+  expect(rig.shown.length).toBe(6 * 65_536 + 4);
 });
 
 test("a dropped connection comes back to the same place without wiping the screen", async () => {

@@ -33,6 +33,9 @@ export interface SessionOptions {
 
 /** Written to the screen at once: what arrives while it draws waits, so that a torrent costs few calls and frames. */
 const BATCH = 262_144;
+/** A piece that long is a flood, which nobody reads: the screen is then shown at most every CALM milliseconds. */
+const FLOOD = 32_768;
+const CALM = 40;
 /** Errors by which the machine, not the terminal, is away: the screen stays and waits for its return. */
 const AWAY = ["not_running", "suspended"];
 const PING_EVERY = 15_000;
@@ -59,6 +62,7 @@ export class TerminalSession {
   #skipToLine = false;
   #waiting: Uint8Array<ArrayBuffer>[] = [];
   #drawing = false;
+  #calm: ReturnType<typeof setTimeout> | undefined;
   /** The screen has to be reset, which must not happen while it draws what came before. */
   #wipe = false;
 
@@ -120,6 +124,7 @@ export class TerminalSession {
   dispose(): void {
     this.#disposed = true;
     this.#ended = true;
+    clearTimeout(this.#calm);
     clearTimeout(this.#retry);
     clearInterval(this.#ping);
     this.#socket?.close(1000);
@@ -236,6 +241,9 @@ export class TerminalSession {
     if (this.#drawing || !drawn) return;
     if (this.#wipe) this.#options.screen.reset();
     this.#wipe = false;
+    if (this.#calm !== undefined && size(this.#waiting) < BATCH) return;
+    clearTimeout(this.#calm);
+    this.#calm = undefined;
     const batch = joined(this.#waiting, BATCH);
     if (!batch.length) return;
     this.#drawing = true;
@@ -243,6 +251,11 @@ export class TerminalSession {
       this.#drawing = false;
       const offset = drawn.draw(batch.length);
       if (offset !== null && this.#attached && drawn === this.#drawn) this.#send({ type: "ack", offset });
+      if (batch.length >= FLOOD)
+        this.#calm = setTimeout(() => {
+          this.#calm = undefined;
+          this.#draw();
+        }, CALM);
       this.#draw();
     });
   }
@@ -275,6 +288,10 @@ export class TerminalSession {
     });
     this.#retry = setTimeout(() => this.#connect(), wait);
   }
+}
+
+function size(pieces: Uint8Array<ArrayBuffer>[]): number {
+  return pieces.reduce((sum, piece) => sum + piece.length, 0);
 }
 
 /** Takes pieces off the front of `pieces`, at least one and about `limit` bytes, as one. */
