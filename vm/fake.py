@@ -126,7 +126,8 @@ class _Guest:
             self._socket.close()
             self._socket = None
         if self._process is not None:
-            self._process.kill()
+            # What was frozen below it would never hear that it is gone
+            self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
 
