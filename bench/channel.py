@@ -1,7 +1,13 @@
-"""Throughput of the guest channel beside a raw copy over a virtio-serial port by a Python peer, in the same machine."""
+"""Throughput of the guest channel, on the product's own way, beside a raw copy over a virtio-serial port.
+
+Ours is what the front doors use: a client of the node, its socket, the node process, the channel, the agent. The raw
+copy is made by a Python peer in a machine of the same image and size under bare QEMU, in turns with ours.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import socket
 import tempfile
 import threading
@@ -10,8 +16,12 @@ from pathlib import Path
 
 from bench.bare_boot import BareGuest, booted
 from bench.report import Number, median
+from tests.live.nodes import NodeProcess, boot
+from vm.api import Node
+from vm.guest.calls import GuestCall
 
 RUNS = 5
+MEMORY = 1280
 SIZE = 64 * 2**20
 CHUNK = 65_536
 
@@ -54,24 +64,40 @@ while left:
 
 
 def channel(image: Path) -> list[Number]:
-    """MB/s of a file through the agent's channel, each way, beside the same copy through a raw port."""
+    """MB/s of a file through node and agent, each way, beside the same copy through a raw port."""
+    process = NodeProcess(image=image.name)
+    process.start()
+    try:
+        return _beside(image, process.client)
+    finally:
+        process.close()
+
+
+def _beside(image: Path, node: Node) -> list[Number]:
+    machine = secrets.token_hex(16)
+    asyncio.run(boot(node, machine, memory_mib=MEMORY))
+    asyncio.run(_write(node, machine, "/dev/shm/bench"))
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as work:
         path = Path(work) / "raw"
         extra = [
             *("-chardev", f"socket,id=raw,path={path},server=on,wait=off"),
             *("-device", "virtserialport,chardev=raw,name=bench.raw"),
         ]
-        with booted(image, extra=extra) as (guest, _took, _pid), socket.socket(socket.AF_UNIX) as raw:
+        with (
+            booted(image, memory_mib=MEMORY, extra=extra) as (guest, _took, _pid),
+            socket.socket(socket.AF_UNIX) as raw,
+        ):
             raw.connect(str(path))
             raw.settimeout(120)
             raw_out, raw_in, ours_out, ours_in, blank = [], [], [], [], []
+            # The raw peer's file
             guest.call("writeFile", bytes(SIZE), path="/dev/shm/bench", options={})
             for _ in range(RUNS):
                 raw_out.append(_peer(guest, _OUT, lambda: _receive(raw)))
-                ours_out.append(_timed(lambda: guest.call("readFile", path="/dev/shm/bench")))
+                ours_out.append(asyncio.run(_read(node, machine, "/dev/shm/bench")))
                 blank.append(_peer(guest, _BLANK, lambda: _receive(raw)))
                 raw_in.append(_peer(guest, _IN, lambda: _send(raw)))
-                ours_in.append(_timed(lambda: guest.call("writeFile", bytes(SIZE), path="/dev/null", options={})))
+                ours_in.append(asyncio.run(_write(node, machine, "/dev/null")))
     megabytes = SIZE / 1e6
     ceiling = f"a raw port fed from memory: {megabytes / median(blank):.0f} MB/s"
     return [
@@ -91,10 +117,28 @@ def channel(image: Path) -> list[Number]:
     ]
 
 
-def _timed(act: object) -> float:
+async def _read(node: Node, machine: str, path: str) -> float:
+    """Seconds of the whole call."""
     began = time.monotonic()
-    assert callable(act)
-    act()
+    async with await GuestCall.begin(await node.stream_open(machine), "readFile", {"path": path}) as reading:
+        assert (await reading.reply())["ok"] == {"size": SIZE}
+        left = SIZE
+        while data := await reading.read(CHUNK):
+            left -= len(data)
+    assert left == 0, left
+    return time.monotonic() - began
+
+
+async def _write(node: Node, machine: str, path: str) -> float:
+    """Seconds of the whole call."""
+    began = time.monotonic()
+    stream = await node.stream_open(machine)
+    async with await GuestCall.begin(stream, "writeFile", {"path": path, "options": {}}, more=True) as writing:
+        block = bytes(CHUNK)
+        for _ in range(SIZE // CHUNK):
+            await writing.write(block)
+        await writing.end_input()
+        assert "ok" in await writing.reply()
     return time.monotonic() - began
 
 

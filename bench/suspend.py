@@ -23,7 +23,7 @@ _TICK = "import time\nwhile True:\n    print(flush=True)\n    time.sleep(0.002)\
 
 
 def suspend() -> list[Number]:
-    """On a node of its own, because an installation would remove machines that none of its rows names."""
+    """On a node of its own, because an installation would stop machines that none of its rows names."""
     process = NodeProcess(clones=True, warm=(MEMORY, 2, 10), pool_floor=1, pool_ceiling=1)
     process.start()
     try:

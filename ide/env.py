@@ -47,6 +47,7 @@ class Env(BaseSettings):
     clones: bool = Field(default=True, alias="ATOLL_CLONES")
     idle_minutes: int = Field(default=30, alias="ATOLL_IDLE_MINUTES", ge=0)
     low_memory_mib: int = Field(default=768, alias="ATOLL_LOW_MEMORY_MIB", ge=0)
+    stray_hours: int = Field(default=24, alias="ATOLL_STRAY_HOURS", ge=0)
     region: str = Field(default="loc", alias="ATOLL_REGION")
     log_level: str = Field(default="INFO", alias="ATOLL_LOG_LEVEL")
     database_url: str = Field(default="", alias="DATABASE_URL")

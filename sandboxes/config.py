@@ -16,6 +16,7 @@ class Config(TypedDict):
     quota_concurrent: int
     idle_minutes: int
     low_memory_mib: int
+    stray_hours: int
     quota_vcpus: int
     quota_memory_mib: int
     quota_disk_gib: int

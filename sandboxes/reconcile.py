@@ -13,6 +13,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from sandboxes import idle, runtime, states
+from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause, TimelineEntry, WebProcess
 from sandboxes.permissions import SYSTEM
@@ -29,6 +30,8 @@ AGAIN = 2.0
 """Seconds after which what was begun elsewhere is asked for again; asking twice does no harm."""
 PATIENCE = 15.0
 """Seconds a change under way elsewhere is given before a row without its machine counts as left behind."""
+NOBODYS = "no row of the database names it"
+"""What the node keeps of a machine that was stopped for that, so that its time counts over restarts of everybody."""
 TOLD_FOR = timedelta(days=7)
 """For which the timeline of what nobody can open any more is kept."""
 
@@ -119,7 +122,7 @@ async def reconcile() -> None:
             # One row that nobody thought of must not leave all others unsettled.
             log.exception("could not settle", sandbox=sandbox.public_id)
     for info in machines.values():
-        await _remove_stray(info)
+        await _settle_stray(info)
     await idle.suspend_unused(machines=known)
 
 
@@ -163,16 +166,21 @@ async def _settle(sandbox: Sandbox, info: MachineInfo | None, asked: float) -> N
             await in_thread(lifecycle.sandbox_removed, sandbox=sandbox)
 
 
-async def _remove_stray(info: MachineInfo) -> None:
-    log.warning("removing a machine that no row names", machine=info.machine, state=info.state.value)
+async def _settle_stray(info: MachineInfo) -> None:
+    """Stop it at once, but keep its disk for a while: the database may be an older one that was put back."""
+    node, hours = runtime.node(), config()["stray_hours"]
     try:
-        if info.state is not MachineState.STOPPED:
-            await runtime.node().machine_stop(info.machine)
-        await runtime.node().machine_forget(info.machine)
+        if info.state is not MachineState.STOPPED or not info.detail.startswith(NOBODYS):
+            # Also one that had stopped before: not its stop counts, but since when it is nobody's
+            log.warning("stopping a machine: " + NOBODYS, machine=info.machine, was=info.state.value, kept_hours=hours)
+            await node.machine_stop(info.machine, detail=NOBODYS)
+        elif time.time() - info.since >= hours * 3600:
+            log.warning("removing a machine and its disk: " + NOBODYS, machine=info.machine, for_hours=hours)
+            await node.machine_forget(info.machine)
     except MachineGone:
         pass
     except VmError as error:
-        log.warning("could not remove it yet", machine=info.machine, error=str(error))
+        log.warning("could not do so yet", machine=info.machine, error=str(error))
 
 
 async def expire() -> None:

@@ -60,6 +60,8 @@ class Installation:
             # tests take machines as they need them; the default quota has tests of its own
             "ATOLL_QUOTA_CONCURRENT": "50",
             "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
+            # and count what is left
+            "ATOLL_STRAY_HOURS": "0",
             **(settings or {}),
         }
         self.environment.pop("DJANGO_SETTINGS_MODULE", None)

@@ -151,10 +151,11 @@ class Node(Protocol):
     async def machine_list(self) -> list[MachineInfo]:
         """Every machine the node knows, STOPPED ones included."""
 
-    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+    async def machine_stop(self, machine: MachineId, *, detail: str = "") -> MachineInfo:
         """Shut the gate, then end the guest (its disk is flushed first where it answers); the disk stays. Repeatable.
 
         Also ends a SUSPENDED one, whose memory is dropped. Returns when the domain is gone. MachineGone if unknown.
+        `detail` is kept; one that had stopped with another detail counts as STOPPED from now on.
         """
 
     async def machine_suspend(self, machine: MachineId) -> MachineInfo:

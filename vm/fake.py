@@ -126,7 +126,8 @@ class _Guest:
             self._socket.close()
             self._socket = None
         if self._process is not None:
-            self._process.kill()
+            # What was frozen below it would never hear that it is gone
+            self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -249,14 +250,17 @@ class FakeNode:
         self._advance()
         return [machine.info for machine in self._machines.values()]
 
-    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+    async def machine_stop(self, machine: MachineId, *, detail: str = "") -> MachineInfo:
         """See vm.api.Node."""
         self._enter("machine_stop")
         known = self._get(machine)
         if known.info.state in _LIVE:
-            self._set(machine, MachineState.STOPPED, stop_reason=StopReason.REQUESTED, queue_position=0)
+            changes = {"stop_reason": StopReason.REQUESTED, "detail": detail, "queue_position": 0}
+            self._set(machine, MachineState.STOPPED, **changes)
             await known.guest.detach()
             self._advance()
+        elif not known.info.detail.startswith(detail):
+            self._set(machine, MachineState.STOPPED, detail=detail)
         return known.info
 
     async def machine_suspend(self, machine: MachineId) -> MachineInfo:

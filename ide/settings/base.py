@@ -147,6 +147,7 @@ ATOLL: dict[str, Any] = {
     "quota_concurrent": ENV.quota_concurrent,
     "idle_minutes": ENV.idle_minutes,
     "low_memory_mib": ENV.low_memory_mib,
+    "stray_hours": ENV.stray_hours,
     "quota_vcpus": ENV.quota_vcpus,
     "quota_memory_mib": ENV.quota_memory_mib,
     "quota_disk_gib": ENV.quota_disk_gib,

@@ -48,7 +48,11 @@ async def test_a_life_from_queue_to_oblivion(node: Node) -> None:
         stopped = await node.machine_stop(name)
         assert (stopped.state, stopped.stop_reason) == (MachineState.STOPPED, StopReason.REQUESTED)
     assert [info.state for info in heard][-3:] == [MachineState.STARTING, MachineState.READY, MachineState.STOPPED]
-    assert (await node.machine_stop(name)).state is MachineState.STOPPED
+    assert await node.machine_stop(name) == stopped
+    again = await node.machine_stop(name, detail="nobody's")
+    assert (again.state, again.stop_reason, again.detail) == (MachineState.STOPPED, StopReason.REQUESTED, "nobody's")
+    assert again.since > stopped.since
+    assert await node.machine_stop(name, detail="nobody's") == again
     await node.machine_forget(name)
     await node.machine_forget(name)
     with pytest.raises(MachineGone):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -94,11 +95,48 @@ async def test_stop_that_died(home: Team, node: FakeNode) -> None:
     assert (sandbox.state, sandbox.stopped_by, sandbox.machine_removed) == (SandboxState.STOPPED, "ada", True)
 
 
-async def test_stray_machine(home: Team, node: FakeNode) -> None:
-    """A machine that no row names is stopped and forgotten."""
-    await node.machine_start(spec(ids.machine_id()))
+@pytest.mark.parametrize("begun", ["running", "suspended", "stopped"])
+async def test_stray_machine(home: Team, node: FakeNode, settings: Any, begun: str) -> None:
+    """A machine that no row names is stopped at once, and its disk is kept until it was nobody's for a day."""
+    machine = ids.machine_id()
+    await node.machine_start(spec(machine))
+    if begun == "suspended":
+        await node.machine_suspend(machine)
+    if begun == "stopped":
+        await node.machine_stop(machine)
+        # However long ago that was: what matters is since when nobody names it
+        _backdate(node, machine, hours=1000)
+    await reconcile.reconcile()
+    for _ in range(2):
+        [info] = await node.machine_list()
+        assert info.state is MachineState.STOPPED
+        _backdate(node, machine, hours=11.9)
+        await reconcile.reconcile()
+    _backdate(node, machine, hours=0.3)
     await reconcile.reconcile()
     assert await node.machine_list() == []
+
+
+async def test_database_that_was_put_back(home: Team, node: FakeNode) -> None:
+    """A workspace newer than the database that was restored is there again with the newer database."""
+    workspace = await row(home, state=SandboxState.RUNNING, kind=Kind.WORKSPACE)
+    await node.machine_start(spec(workspace.machine))
+    node.disk(workspace.machine).mkdir(parents=True, exist_ok=True)
+    (node.disk(workspace.machine) / "work").touch()
+    newer = await in_thread(Sandbox.objects.filter(pk=workspace.pk).values().get)
+    await in_thread(workspace.delete)
+    for _ in range(3):
+        await reconcile.reconcile()
+    await in_thread(Sandbox.objects.create, **newer)
+    workspace = await in_thread(Sandbox.objects.get)
+    assert (await settled(workspace)).state == SandboxState.STOPPED
+    assert workspace.stop_detail == reconcile.NOBODYS
+    assert (node.disk(workspace.machine) / "work").exists()
+
+
+def _backdate(node: FakeNode, machine: str, *, hours: float) -> None:
+    known = node._machines[machine]
+    known.info = replace(known.info, since=known.info.since - hours * 3600)
 
 
 async def test_workspace_disk_is_kept(home: Team, node: FakeNode) -> None:

@@ -32,10 +32,10 @@ def _environment(settings: dict[str, str]) -> dict[str, str]:
     return {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", **settings}
 
 
-def node(server: Server, *arguments: str, cwd: Path = HERE, timeout: float = 240) -> str:
+def node(server: Server, *arguments: str, cwd: Path = HERE, timeout: float = 240, program: str | Path = "node") -> str:
     """What a Node program prints; the test fails with it if the program does."""
     done = subprocess.Popen(
-        ["node", *arguments],
+        [str(program), *arguments],
         cwd=cwd,
         env=_environment(server.client_environment()),
         stdout=subprocess.PIPE,

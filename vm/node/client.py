@@ -52,9 +52,9 @@ class NodeClient:
         """See vm.api.Node."""
         return [machine_info_from_json(info) for info in await self._call("machine_list", "")]
 
-    async def machine_stop(self, machine: MachineId) -> MachineInfo:
+    async def machine_stop(self, machine: MachineId, *, detail: str = "") -> MachineInfo:
         """See vm.api.Node."""
-        return machine_info_from_json(await self._call("machine_stop", machine))
+        return machine_info_from_json(await self._call("machine_stop", machine, {"detail": detail}))
 
     async def machine_suspend(self, machine: MachineId) -> MachineInfo:
         """See vm.api.Node."""

@@ -186,19 +186,21 @@ class Machines:
         """See vm.api.Node.machine_list."""
         return [self.info(machine) for machine in self.known.values()]
 
-    async def stop(self, machine: MachineId) -> MachineInfo:
+    async def stop(self, machine: MachineId, detail: str = "") -> MachineInfo:
         """See vm.api.Node.machine_stop."""
         known = self._get(machine)
         while known.record.state is not MachineState.STOPPED:
             if known.record.state is MachineState.SUSPENDED and known.ending is None:
-                self.stopped(known, StopReason.REQUESTED, "")
+                self.stopped(known, StopReason.REQUESTED, detail)
                 await self._drop_memory(known.record)
                 break
             # One that is ending already may be about to boot once more
-            self._end(known, StopReason.REQUESTED, "", ask=True)
+            self._end(known, StopReason.REQUESTED, detail, ask=True)
             if known.ending is not None:
                 # Whoever asked may go away; the machine stops all the same
                 await asyncio.shield(known.ending)
+        if self.known.get(machine) is known and not known.record.detail.startswith(detail):
+            self._enter(known, MachineState.STOPPED, reason=known.record.stop_reason, detail=detail)
         return self.info(known)
 
     async def suspend(self, machine: MachineId) -> MachineInfo:

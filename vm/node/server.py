@@ -254,7 +254,7 @@ class Server:
         return [machine_info_to_json(info) for info in await self._machines.list()]
 
     async def _machine_stop(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.stop(machine))
+        return machine_info_to_json(await self._machines.stop(machine, str(params.get("detail", ""))))
 
     async def _machine_suspend(self, machine: str, params: dict[str, Any]) -> Any:
         return machine_info_to_json(await self._machines.suspend(machine))

@@ -60,7 +60,7 @@ class Command(BaseCommand):
 
 @contextmanager
 def _scratch_node(users: Users) -> Iterator[NodeClient]:
-    """A node on a data root of its own: the running one's reconciler would remove a machine that no row names."""
+    """A node on a data root of its own: the running one's reconciler would stop a machine that no row names."""
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as place:
         Path(place).chmod(0o755)
         data = Path(place) / "data"
