@@ -21,7 +21,7 @@ from vm.api import Node
 from vm.guest.calls import GuestCall
 
 RUNS = 5
-MEMORY = 1280
+MEMORY, VCPUS = 1280, 2  # as a sandbox has
 SIZE = 64 * 2**20
 CHUNK = 65_536
 
@@ -75,7 +75,7 @@ def channel(image: Path) -> list[Number]:
 
 def _beside(image: Path, node: Node) -> list[Number]:
     machine = secrets.token_hex(16)
-    asyncio.run(boot(node, machine, memory_mib=MEMORY))
+    asyncio.run(boot(node, machine, memory_mib=MEMORY, vcpus=VCPUS))
     asyncio.run(_write(node, machine, "/dev/shm/bench"))
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as work:
         path = Path(work) / "raw"
@@ -84,7 +84,7 @@ def _beside(image: Path, node: Node) -> list[Number]:
             *("-device", "virtserialport,chardev=raw,name=bench.raw"),
         ]
         with (
-            booted(image, memory_mib=MEMORY, extra=extra) as (guest, _took, _pid),
+            booted(image, memory_mib=MEMORY, vcpus=VCPUS, extra=extra) as (guest, _took, _pid),
             socket.socket(socket.AF_UNIX) as raw,
         ):
             raw.connect(str(path))

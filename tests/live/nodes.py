@@ -131,10 +131,15 @@ class NodeProcess:
 
 
 def spec(
-    machine: str, *, memory_mib: int = 512, hostname: str = "box", env: dict[str, str] | None = None
+    machine: str,
+    *,
+    memory_mib: int = 512,
+    vcpus: int = 1,
+    hostname: str = "box",
+    env: dict[str, str] | None = None,
 ) -> MachineSpec:
     return MachineSpec(
-        machine=machine, memory_mib=memory_mib, vcpus=1, disk_gib=10, identity=Identity(hostname, env or {})
+        machine=machine, memory_mib=memory_mib, vcpus=vcpus, disk_gib=10, identity=Identity(hostname, env or {})
     )
 
 
