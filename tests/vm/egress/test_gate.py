@@ -117,7 +117,7 @@ class _Rerouted(Upstream):
         self._world = world
         self.dialled: list[str] = []
 
-    async def dial(self, address: object, port: int) -> socket.socket:  # type: ignore[override]
+    async def dial(self, address: object, port: int) -> socket.socket:
         self.dialled.append(f"{address}:{port}")
         return await super().dial(address, self._world.ports.get(port, 1))  # type: ignore[arg-type]
 
