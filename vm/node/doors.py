@@ -27,7 +27,7 @@ from vm.storage.layout import BodyId, Layout
 
 log = logging.getLogger("atoll.node")
 
-_LOOKUPS_AT_ONCE = 32
+_LOOKUPS_AT_ONCE = 8  # in one turn of the loop: others have lookups and connections, too
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _Door:
 
 
 class Doors:
-    """All doors of a node. `made` may be called from any thread, the rest from the event loop."""
+    """All doors of a node. `made` and `unmade` may be called from any thread, the rest from the event loop."""
 
     def __init__(self, config: NodeConfig, layout: Layout) -> None:
         """HypervisorError if what the administrator opened cannot be read."""
@@ -54,10 +54,14 @@ class Doors:
 
     def made(self, body: BodyId, sockets: DoorSockets) -> None:
         """A body has its namespace, and these in it."""
-        before = self._made.pop(body, None)
-        if before is not None:
-            before.close()
+        self.unmade(body)
         self._made[body] = sockets
+
+    def unmade(self, body: BodyId) -> None:
+        """Let go of what was made for a body that nobody waits for any more, as after a step that was too slow."""
+        sockets = self._made.pop(body, None)
+        if sockets is not None:
+            sockets.close()
 
     def open(self, record: Record) -> None:
         """Let a machine's policy hold from now on. HypervisorError if that is not possible: it has no network then."""
@@ -96,9 +100,7 @@ class Doors:
             asyncio.get_running_loop().remove_reader(door.sockets.udp)
             door.gate.close()
             door.sockets.close()
-        sockets = self._made.pop(body, None)
-        if sockets is not None:
-            sockets.close()
+        self.unmade(body)
 
     def close(self) -> None:
         """Shut all of them: without a node there is no network."""
