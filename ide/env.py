@@ -48,12 +48,14 @@ class Env(BaseSettings):
     idle_minutes: int = Field(default=30, alias="ATOLL_IDLE_MINUTES", ge=0)
     low_memory_mib: int = Field(default=768, alias="ATOLL_LOW_MEMORY_MIB", ge=0)
     stray_hours: int = Field(default=24, alias="ATOLL_STRAY_HOURS", ge=0)
+    egress_internal_allow: Words = Field(default=(), alias="ATOLL_EGRESS_INTERNAL_ALLOW")
+    egress_dns: str = Field(default="", alias="ATOLL_EGRESS_DNS")
     region: str = Field(default="loc", alias="ATOLL_REGION")
     log_level: str = Field(default="INFO", alias="ATOLL_LOG_LEVEL")
     database_url: str = Field(default="", alias="DATABASE_URL")
     redis_url: str = Field(default="", alias="REDIS_URL")
 
-    @field_validator("allowed_hosts", "trusted_origins", mode="before")
+    @field_validator("allowed_hosts", "trusted_origins", "egress_internal_allow", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
         return tuple(word for word in re.split(r"[,\s]+", value) if word) if isinstance(value, str) else value

@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -64,6 +64,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What a machine may reach, as patterns (vm/egress/policy.py). `allow_net` None: every public host; empty: none."""
+
+    allow_net: Sequence[str] | None = None
+    deny: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """What to start. Sizes in MiB and GiB; `image` is a recipe hash, empty for the node's newest."""
 
@@ -73,6 +81,7 @@ class MachineSpec:
     disk_gib: int
     identity: Identity
     image: str = ""
+    policy: EgressPolicy = EgressPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +186,13 @@ class Node(Protocol):
 
         Both go on. Sizes and image are the source's, whatever `spec` says. Returns once the copy is taken, with the
         new machine QUEUED or further. MachineGone if the source does not run, MachineExists, HostFull.
+        """
+
+    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+        """Let another policy hold from now on, in whatever state the machine is. Repeatable.
+
+        When this returns the connections that it forbids are closed. MachineGone if unknown; HypervisorError names a
+        pattern that is none: the old policy holds on then.
         """
 
     async def machine_forget(self, machine: MachineId) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from vm.api import (
     ByteStream,
+    EgressPolicy,
     HostInfo,
     MachineId,
     MachineInfo,
@@ -32,7 +33,8 @@ from vm.api import (
     Origin,
     StopReason,
 )
-from vm.errors import MachineExists, MachineGone, StreamReset, VmError
+from vm.egress.policy import Policy
+from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
 
@@ -142,6 +144,13 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
+def _require_policy(policy: EgressPolicy) -> None:
+    try:
+        Policy(policy.allow_net, policy.deny)
+    except ValueError as error:
+        raise HypervisorError(f"the egress policy: {error}") from error
+
+
 @dataclass(slots=True)
 class _Machine:
     spec: MachineSpec
@@ -193,6 +202,10 @@ class FakeNode:
         """A lost machine answers again."""
         self._set(machine, MachineState.READY)
 
+    def policy(self, machine: MachineId) -> EgressPolicy:
+        """What the machine may reach now."""
+        return self._machines[machine].spec.policy
+
     def disk(self, machine: MachineId) -> Path:
         """The directory that stands for the machine's home; kept until `machine_forget`."""
         return self._machines[machine].guest._home
@@ -210,6 +223,7 @@ class FakeNode:
     async def machine_start(self, spec: MachineSpec) -> MachineInfo:
         """See vm.api.Node."""
         self._enter("machine_start")
+        _require_policy(spec.policy)
         known = self._machines.get(spec.machine)
         if known is not None and known.info.state in _LIVE:
             raise MachineExists(f"machine {spec.machine} is {known.info.state}")
@@ -302,6 +316,14 @@ class FakeNode:
             shutil.copytree(self.disk(source), self.disk(spec.machine), symlinks=True, dirs_exist_ok=True)
         self._machines[spec.machine].info = replace(info, origin=Origin.FORK)
         return self._get(spec.machine).info
+
+    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+        """See vm.api.Node."""
+        self._enter("machine_policy")
+        _require_policy(policy)
+        known = self._get(machine)
+        known.spec = replace(known.spec, policy=policy)
+        return known.info
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""

@@ -246,6 +246,7 @@ class CreateSocket(Socket):
             memory_mb=config.memory_mb,
             labels=config.labels,
             env=config.env,
+            allow_net=config.allow_net,
             stop_at=config.stop_at,
             unlimited=config.unlimited,
             session=config.session,

@@ -29,6 +29,7 @@ class Config:
     memory_mb: int
     labels: dict[str, str]
     env: dict[str, str]
+    allow_net: list[str] | None
     session: bool
     stop_at: datetime | None
     unlimited: bool
@@ -69,6 +70,7 @@ def decode_config(header: str, *, now: datetime) -> Config:
         memory_mb=_integer(config, "memory_mb", DEFAULT_MEMORY_MB),
         labels=_strings(config, "labels"),
         env=_strings(config, "env"),
+        allow_net=_allow_net(config),
         session=session,
         stop_at=stop_at,
         unlimited=unlimited,
@@ -77,11 +79,10 @@ def decode_config(header: str, *, now: datetime) -> Config:
 
 
 def _refuse_what_is_not_there(config: dict[str, Any]) -> None:
-    # Starting without what was asked for would be worse than not starting: an ignored allow_net looks like a firewall.
+    # Starting without what was asked for would be worse than not starting
     for key in ("root", "volumes", "secrets"):
         if config.get(key):
             raise Invalid(f"{key!r} is not available on this server", field=key)
-    # There is no network at all yet, so every allow_net is kept.
 
 
 def _dialect(config: dict[str, Any]) -> Dialect | None:
@@ -109,6 +110,13 @@ def _strings(config: dict[str, Any], key: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise Invalid(f"{key!r} is not an object of strings", field=key)
     return dict(value)
+
+
+def _allow_net(config: dict[str, Any]) -> list[str] | None:
+    value = config.get("allow_net")
+    if value is not None and (not isinstance(value, list) or not all(isinstance(item, str) for item in value)):
+        raise Invalid("'allow_net' is not an array of strings", field="allow_net")
+    return value
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

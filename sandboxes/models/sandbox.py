@@ -78,6 +78,8 @@ class Sandbox(models.Model):
     disk_gib = models.PositiveSmallIntegerField()
     labels = models.JSONField(default=dict)
     env = models.JSONField(default=dict)
+    # Patterns of what it may reach. None: every public host; empty: nothing.
+    allow_net = models.JSONField(null=True)
     machine = models.CharField(max_length=32, unique=True)
 
     state = models.CharField(max_length=10, choices=SandboxState.choices, default=SandboxState.QUEUED)

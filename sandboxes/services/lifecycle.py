@@ -7,7 +7,7 @@ sandboxes/reconcile.py settles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from sandboxes import audit, events, ids, permissions, quotas, runtime, states, timeline
+from sandboxes import audit, egress, events, ids, permissions, quotas, runtime, states, timeline
 from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Invalid, NotFound, Unavailable
@@ -29,7 +29,7 @@ from sandboxes.quotas import Amount
 from sandboxes.services import limits, usage
 from sandboxes.states import Move
 from vm import background
-from vm.api import Identity, MachineInfo, MachineSpec, MachineState
+from vm.api import EgressPolicy, Identity, MachineInfo, MachineSpec, MachineState
 from vm.errors import HostFull, ImageMissing, MachineExists, MachineGone, NodeUnreachable, VmError
 
 log = structlog.get_logger("atoll.lifecycle")
@@ -49,7 +49,7 @@ class Wanted:
     """What somebody wants a new sandbox to be. `held_by`: it ends with that connection.
 
     `stop_at` None: a workspace has no deadline then, a sandbox that is no session the latest its organization allows,
-    and none where `unlimited` is asked for and allowed.
+    and none where `unlimited` is asked for and allowed. `allow_net` None: it reaches every public host.
     """
 
     kind: Kind = Kind.SANDBOX
@@ -57,6 +57,7 @@ class Wanted:
     memory_mb: int = quotas.DEFAULT_MEMORY_MB
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    allow_net: Sequence[str] | None = None
     stop_at: datetime | None = None
     unlimited: bool = False
     session: bool = False
@@ -73,6 +74,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     quotas.check_name(wanted.name)
     quotas.check_labels(wanted.labels)
     quotas.check_env(wanted.env)
+    egress.check_allow_net(wanted.allow_net)
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
@@ -88,6 +90,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             disk_gib=quotas.DISK_GIB,
             labels=dict(wanted.labels),
             env=dict(wanted.env),
+            allow_net=None if wanted.allow_net is None else list(wanted.allow_net),
             session=wanted.session,
             held_by_id=wanted.held_by,
             stop_at=_deadline(wanted, organization, now),
@@ -308,6 +311,7 @@ def machine_spec(sandbox: Sandbox) -> MachineSpec:
         vcpus=sandbox.vcpus,
         disk_gib=sandbox.disk_gib,
         identity=Identity(hostname=_hostname(sandbox), env=sandbox.env),
+        policy=EgressPolicy(allow_net=sandbox.allow_net),
     )
 
 

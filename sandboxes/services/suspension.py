@@ -252,6 +252,7 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             disk_gib=sandbox.disk_gib,
             labels=sandbox.labels,
             env=sandbox.env,
+            allow_net=sandbox.allow_net,
             idle_minutes=sandbox.idle_minutes,
             stop_at=_fork_deadline(sandbox, lifetime),
         )

@@ -95,9 +95,9 @@ def test_terminals_have_colours_wide_characters_and_the_page_s_size(workspace: W
     )
 
 
-def test_it_is_said_that_there_is_no_network(workspace: Workspace) -> None:
+def test_it_is_said_how_the_network_is_reached(workspace: Workspace) -> None:
     """Nobody should have to find out by a program that fails."""
-    expect(workspace.page.get_by_text("No network yet")).to_be_visible()
+    expect(workspace.page.get_by_text("Network by gate")).to_be_visible()
 
 
 def test_a_second_terminal_is_another_shell(workspace: Workspace) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 
 import pytest
 
 from tests.live.nodes import BOOT, boot, spec
-from vm.api import MachineInfo, MachineState, Node, Origin, StopReason
-from vm.errors import MachineExists, MachineGone, StreamReset
+from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin, StopReason
+from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset
 from vm.guest.calls import GuestCall, call
 
 
@@ -57,6 +58,23 @@ async def test_a_life_from_queue_to_oblivion(node: Node) -> None:
     await node.machine_forget(name)
     with pytest.raises(MachineGone):
         await node.machine_get(name)
+
+
+async def test_a_policy_may_be_changed_at_any_time(node: Node, machine: str) -> None:
+    """Running, suspended or stopped: the change is taken, and a pattern that is none is not; who is unknown is gone."""
+    policy = EgressPolicy(["good.example:443"], ["198.51.100.0/24"])
+    assert (await node.machine_policy(machine, policy)).state is MachineState.READY
+    with pytest.raises(HypervisorError, match="bad pattern"):
+        await node.machine_policy(machine, EgressPolicy(["bad pattern"]))
+    await node.machine_suspend(machine)
+    assert (await node.machine_policy(machine, EgressPolicy())).state is MachineState.SUSPENDED
+    await node.machine_stop(machine)
+    await node.machine_policy(machine, EgressPolicy([]))
+    await node.machine_forget(machine)
+    with pytest.raises(MachineGone):
+        await node.machine_policy(machine, policy)
+    with pytest.raises(HypervisorError, match="bad pattern"):
+        await node.machine_start(replace(spec(secrets.token_hex(16)), policy=EgressPolicy(["bad pattern"])))
 
 
 async def test_what_is_unknown_is_gone(node: Node) -> None:

@@ -45,7 +45,7 @@ TEXTS: dict[str, Callable[[], str]] = {
         ),
     ),
     "snapshot.xml": lambda: snapshot(memory=Path("/dev/shm/a/m.save"), overlay=Path("/data/disks/l.qcow2")) + "\n",
-    "nftables-closed.nft": nftables.closed,
+    "nftables-gated.nft": nftables.gated,
     "qemu-container.conf": lambda: qemu_conf(user="atoll-qemu", group="+994", systemd=False, apparmor=False),
     "qemu-debian.conf": lambda: qemu_conf(user="atoll-qemu", group="+994", systemd=True, apparmor=True),
     "overlay-create.txt": lambda: (

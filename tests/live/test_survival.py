@@ -19,7 +19,7 @@ from vm.api import MachineState, StopReason
 from vm.errors import NodeUnreachable, VmError
 from vm.host.run import run
 from vm.net.namespace import namespace_create
-from vm.net.nftables import closed
+from vm.net.nftables import gated
 
 pytestmark = pytest.mark.live
 
@@ -51,7 +51,7 @@ async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
     half.mkdir()
     (half / "memory.save").touch()
     stray = f"atoll-{process.tag}-{secrets.token_hex(16)}"
-    await asyncio.to_thread(namespace_create, stray, closed())
+    await asyncio.to_thread(namespace_create, stray, gated())
     await asyncio.to_thread(run, ["ip", "tuntap", "add", "dev", f"t{process.tag}ffff", "mode", "tap"])
     (process.data / "run" / "agents" / "stray.sock").touch()
 

@@ -122,6 +122,8 @@ async def test_malformed_config(fake_server: Server, header: str) -> None:
         {"timeout": "unlimited"},
         {"stop_at_ms": 1000},
         {"labels": {str(n): "" for n in range(6)}},
+        {"allow_net": ["https://a.example"]},
+        {"allow_net": "a.example"},
         {"root": {"volume": "x"}},
         {"secrets": {"K": {"hosts": ["h"], "value": "v"}}},
     ],

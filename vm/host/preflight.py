@@ -202,7 +202,7 @@ def main(data: str) -> int:
     for finding in findings:
         print(*lines(finding), sep="\n")
     print(
-        'Atoll is not installed here yet. After "make up" this also boots a machine and proves that it has no network.'
+        'Atoll is not installed here yet. After "make up" this also boots a machine and proves that it has a gate only.'
     )
     return int(any(finding.level is Level.FAIL for finding in findings))
 

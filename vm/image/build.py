@@ -436,7 +436,7 @@ exec kill -s USR2 1
 _FILES = (
     _File("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tsandbox\n"),
     # Refused at once by the loopback: a lookup without a network fails instead of waiting
-    _File("etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"),
+    _File("etc/resolv.conf", "nameserver 10.0.0.1\noptions timeout:1 attempts:2\n"),
     _File("etc/default/locale", "LANG=C.UTF-8\n"),
     _File("etc/environment", f"PATH={recipe.PATH}\nLANG=C.UTF-8\n"),
     _File("etc/sudoers.d/app", f"{recipe.USER} ALL=(ALL:ALL) NOPASSWD: ALL\nDefaults:{recipe.USER} !fqdn\n", 0o440),

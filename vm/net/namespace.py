@@ -24,8 +24,15 @@ _MS_BIND, _MNT_DETACH = 4096, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def namespace_create(name: str, rules: str) -> None:
-    """Make a namespace without IPv6 where `rules` hold from the start. HypervisorError; nothing is left then."""
+# What a guest has at the other end of its tap, the same in every machine
+GATEWAY, PREFIX = "10.0.0.1", 30
+
+
+def namespace_create(name: str, rules: str, also: Callable[[], None] = lambda: None) -> None:
+    """Make a namespace without IPv6 where `rules` hold from the start. HypervisorError; nothing is left then.
+
+    `also` is called inside of it, before it has its name.
+    """
     RUN.mkdir(exist_ok=True)
     place = RUN / name
     namespace_remove(name)
@@ -36,6 +43,7 @@ def namespace_create(name: str, rules: str) -> None:
             with suppress(FileNotFoundError):  # a host without IPv6
                 Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
         run(["nft", "-f", "-"], input_text=rules, timeout=10)
+        also()
         # Only now does it have a name: whoever finds a namespace of ours finds it closed
         place.touch(mode=0o444)
         _check(_libc.mount(b"/proc/thread-self/ns/net", str(place).encode(), None, _MS_BIND, None), place)
@@ -48,7 +56,10 @@ def namespace_create(name: str, rules: str) -> None:
 
 
 def tap_move(tap: str, name: str) -> None:
-    """Take a tap from the host's namespace into `name` and set it up there. HypervisorError if it is not there."""
+    """Take a tap from the host's namespace into `name`, up as its guest's gateway.
+
+    HypervisorError if it is not there.
+    """
     with IPRoute() as links, _opened(name) as target:
         found = links.link_lookup(ifname=tap)
         if not found:
@@ -58,7 +69,9 @@ def tap_move(tap: str, name: str) -> None:
         def inside() -> None:
             os.setns(target.fd, os.CLONE_NEWNET)
             with IPRoute() as there:
-                there.link("set", index=there.link_lookup(ifname=tap)[0], state="up")
+                index = there.link_lookup(ifname=tap)[0]
+                there.addr("add", index=index, address=GATEWAY, prefixlen=PREFIX)
+                there.link("set", index=index, state="up")
 
         _in_fresh_thread(inside)
 
@@ -89,19 +102,28 @@ def tap_remove(tap: str) -> None:
             links.link("del", index=index)
 
 
-def namespace_inspect(name: str) -> dict[str, list[str]]:
-    """What is in a namespace, for checks: its `links`, its `addresses` and its `routes`, as text."""
-    seen: dict[str, list[str]] = {}
+def in_namespace(name: str, work: Callable[[], None]) -> None:
+    """Do `work` inside a namespace, in a thread of its own. HypervisorError if it is not there, or on an OSError."""
     with _opened(name) as target:
 
         def inside() -> None:
             os.setns(target.fd, os.CLONE_NEWNET)
-            with IPRoute() as there:
-                seen["links"] = [link.get("IFLA_IFNAME") for link in there.get_links()]
-                seen["addresses"] = [address.get("IFA_ADDRESS") for address in there.get_addr()]
-                seen["routes"] = [str(route.get("RTA_DST")) for route in there.get_routes()]
+            work()
 
         _in_fresh_thread(inside)
+
+
+def namespace_inspect(name: str) -> dict[str, list[str]]:
+    """What is in a namespace, for checks: its `links`, its `addresses` and its `routes`, as text."""
+    seen: dict[str, list[str]] = {}
+
+    def look() -> None:
+        with IPRoute() as there:
+            seen["links"] = [link.get("IFLA_IFNAME") for link in there.get_links()]
+            seen["addresses"] = [address.get("IFA_ADDRESS") for address in there.get_addr()]
+            seen["routes"] = [str(route.get("RTA_DST")) for route in there.get_routes()]
+
+    in_namespace(name, look)
     return seen
 
 

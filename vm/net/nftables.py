@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-CLOSED = """\
-# Nothing passes: there is no way out of this namespace and nobody listens in it.
+GATE_PORT = 15001
+RESOLVER_PORT = 15053
+_NOBODY = 9  # where UDP goes that is no lookup: its sender is told at once that nobody is there
+
+_GATED = f"""\
+# There is no way out of this namespace: whatever a guest says ends at the gate or at the resolver, or is refused.
 table inet atoll
 delete table inet atoll
-table inet atoll {
-	chain input {
+table inet atoll {{
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		meta nfproto ipv4 meta l4proto tcp redirect to :{GATE_PORT}
+		meta nfproto ipv4 udp dport 53 redirect to :{RESOLVER_PORT}
+		meta nfproto ipv4 meta l4proto udp redirect to :{_NOBODY}
+	}}
+	chain input {{
 		type filter hook input priority filter; policy drop;
-	}
-	chain forward {
+		ct status dnat tcp dport {GATE_PORT} accept
+		ct status dnat udp dport {RESOLVER_PORT} accept
+		meta nfproto ipv4 meta l4proto udp reject
+		meta nfproto ipv4 meta l4proto tcp reject with tcp reset
+	}}
+	chain forward {{
 		type filter hook forward priority filter; policy drop;
-	}
-	chain output {
+	}}
+	chain output {{
 		type filter hook output priority filter; policy drop;
-	}
-}
+		ct state established,related accept
+	}}
+}}
 """
 
 
-def closed() -> str:
-    """Drop everything, IPv4 and IPv6, in every direction; replaces whatever of ours was loaded before."""
-    return CLOSED
+def gated() -> str:
+    """TCP to any address comes to one local port, lookups to another; all else is refused. Replaces what was loaded.
+
+    Only what was redirected is let in, so that nobody talks to the two ports by their own numbers.
+    """
+    return _GATED

@@ -11,6 +11,7 @@ from typing import Any
 
 from vm.api import (
     ByteStream,
+    EgressPolicy,
     HostInfo,
     MachineId,
     MachineInfo,
@@ -69,6 +70,11 @@ class NodeClient:
         return machine_info_from_json(
             await self._call("machine_fork", source, {"spec": _spec_to_json(spec)}, patience=_SAVING)
         )
+
+    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+        """See vm.api.Node."""
+        answer = await self._call("machine_policy", machine, {"policy": asdict(policy)})
+        return machine_info_from_json(answer)
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""

@@ -16,7 +16,11 @@ class NodeConfig:
     Templates and the pool: `warm` is the machine that is wanted most, `(memory_mib, vcpus, disk_gib)`, for which there
     is always a template, and `pool_floor` clones wait; as much as demand asks for, up to `pool_ceiling` in all, never
     holding more than `pool_memory_mib` (0: a quarter of the host's). None: templates are baked on first use only.
-    `clones` False boots every machine. `scratch` is a directory in memory (tmpfs) for images that live for a second.
+    `clones` False boots every machine.
+    `egress_internal_allow` are patterns (vm/egress/policy.py) of what is always refused otherwise; `egress_dns` is the
+    `address:port` of the resolver that is asked for guests, empty for the system's.
+
+    `scratch` is a directory in memory (tmpfs) for images that live for a second.
     """
 
     data: Path
@@ -35,6 +39,8 @@ class NodeConfig:
     disk_reserve_mib: int = 512
     memory_reserve_mib: int = 512
     clones: bool = True
+    egress_internal_allow: tuple[str, ...] = ()
+    egress_dns: str = ""
     warm: tuple[int, int, int] | None = None
     pool_floor: int = 0
     pool_ceiling: int = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from vm.api import MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
 from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, VmError
 from vm.guest.calls import call
@@ -21,8 +21,10 @@ from vm.host.kvm import boot_id
 from vm.host.memory import OutOfMemoryWatch
 from vm.libvirt import domains
 from vm.libvirt.connection import Connection, Event, Happening
+from vm.net.sockets import make_in
 from vm.node.admission import lacking_mib
 from vm.node.config import NodeConfig
+from vm.node.doors import Doors, policy_of
 from vm.node.hostinfo import memory_available, memory_total
 from vm.node.keeper import Keeper, Machine
 from vm.node.lanes import Lanes, TooSlow
@@ -60,7 +62,8 @@ class Machines:
         self.conn = conn
         self.scratch = config.scratch / names.prefix.rstrip("-")
         private_directory(self.scratch)
-        self.starter = Starter(config, layout, names, lanes, conn, accelerator, self.scratch)
+        self.doors = Doors(config, layout)
+        self.starter = Starter(config, layout, names, lanes, conn, accelerator, self.scratch, self.doors)
         self.keeper = Keeper(config, layout, names, lanes, conn, self.starter, self._observed)
         self.templates = Templates(config, layout, names, lanes, conn, self.starter, accelerator)
         self.pool = Pool(config, layout, names, lanes, conn, self.starter, self.templates, self._idle)
@@ -150,6 +153,7 @@ class Machines:
         try:
             record.save(self.layout)
             self._announce(machine)
+            self.doors.open(record)
             name = self.names.of(record.body)
             async with asyncio.timeout(10):
                 await self.lanes.run(name, lambda: domains.domain_resume(self.conn, name), deadline=10)
@@ -232,6 +236,7 @@ class Machines:
         if machine.channel is not None:
             await machine.channel.close()
             machine.channel = None
+        self.doors.shut(record.body)
         try:
             with suppress(VmError):
                 await self.keeper.measure(record)
@@ -240,6 +245,7 @@ class Machines:
             memory.unlink(missing_ok=True)
             if machine.ending is None:
                 log.warning("machine %s could not be suspended and runs on: %s", record.machine, error)
+                await self.open_again(record)
                 self.adopt(machine)
                 self._enter(machine, MachineState.READY)
             raise
@@ -318,6 +324,8 @@ class Machines:
             mine.save(self.layout)
             record.stages["snapshot"] = round(time.monotonic() - began, 4)
             record.save(self.layout)
+            with suppress(FileNotFoundError):  # its memory knows which name each virtual address stands for
+                shutil.copyfile(self.layout.names(mine.machine), self.layout.names(record.machine))
         record.since = time.time()  # it waits for its turn from here on
         if machine.ending is None and record.state is MachineState.QUEUED:
             self.enqueue(machine)
@@ -344,6 +352,15 @@ class Machines:
                 return
             self._save(machine.record)
         await self.layers.sweep(self.needed_layers)
+
+    async def policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+        """See vm.api.Node.machine_policy."""
+        known = self._get(machine)
+        _require_policy(policy)
+        known.record.spec = replace(known.record.spec, policy=policy)
+        self._save(known.record)
+        self.doors.change(known.record.body, policy)
+        return self.info(known)
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""
@@ -405,6 +422,16 @@ class Machines:
     def _require_turn(self) -> None:
         if len(self._queue) >= self.config.queue_limit:
             raise HostFull(f"{len(self._queue)} machines wait for their turn already")
+
+    async def open_again(self, record: Record) -> None:
+        """Make a door for a machine that has a namespace; where that fails, it has no network."""
+        name = self.names.of(record.body)
+        try:
+            sockets = await self.lanes.run(name, lambda: make_in(name), deadline=10)
+            self.doors.made(record.body, sockets)
+            self.doors.open(record)
+        except VmError as error:
+            log.error("machine %s has no network: %s", record.machine, error)
 
     def adopt(self, machine: Machine) -> None:
         """Take over a machine that runs already."""
@@ -477,6 +504,7 @@ class Machines:
             await self.pool.close()
         if self.starter.groups is not None:
             self.starter.groups.close()
+        self.doors.close()
         for disk in self.templates.layers():
             self.starter.drop_spare(disk)
         for machine in self.known.values():
@@ -616,6 +644,7 @@ class Machines:
         record = machine.record
         if machine in self._queue:
             self._queue.remove(machine)
+        self.doors.shut(record.body)
         channel = machine.channel
         if ask and channel is not None and record.state is MachineState.READY:
             with suppress(VmError, TimeoutError):
@@ -739,3 +768,11 @@ def _require_sane(spec: MachineSpec) -> None:
     for name, (lowest, highest) in _LIMITS.items():
         if not lowest <= getattr(spec, name) <= highest:
             raise HypervisorError(f"{name} must be {lowest} to {highest}")
+    _require_policy(spec.policy)
+
+
+def _require_policy(policy: EgressPolicy) -> None:
+    try:
+        policy_of(policy)
+    except ValueError as error:
+        raise HypervisorError(f"the egress policy: {error}") from error

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vm.api import Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import EgressPolicy, Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
 from vm.errors import HostFull
 from vm.storage.layout import BodyId, LayerId, Layout
 
@@ -100,7 +100,16 @@ class Record:
 def spec_from_json(data: dict[str, Any]) -> MachineSpec:
     """A MachineSpec from its wire form. TypeError, KeyError or ValueError if it is none."""
     identity = data["identity"]
-    return MachineSpec(**{**data, "identity": Identity(hostname=identity["hostname"], env=dict(identity["env"]))})
+    # A machine from before there were policies has no network, and keeps having none
+    policy = policy_from_json(data.get("policy", {"allow_net": [], "deny": []}))
+    identity = Identity(hostname=identity["hostname"], env=dict(identity["env"]))
+    return MachineSpec(**{**data, "identity": identity, "policy": policy})
+
+
+def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
+    """An EgressPolicy from its wire form. TypeError, KeyError or ValueError if it is none."""
+    allow = data["allow_net"]
+    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]))
 
 
 def record_load(path: Path) -> Record:

@@ -28,7 +28,7 @@ from vm.node.hostinfo import host_info
 from vm.node.lanes import Lanes
 from vm.node.machines import Machines
 from vm.node.reaper import reap_on_sigchld
-from vm.node.records import Names, spec_from_json
+from vm.node.records import Names, policy_from_json, spec_from_json
 from vm.node.settle import settle
 from vm.node.sweep import sweep_for_ever
 from vm.storage.images import image_find
@@ -160,6 +160,7 @@ class Server:
             "machine_suspend": self._machine_suspend,
             "machine_resume": self._machine_resume,
             "machine_fork": self._machine_fork,
+            "machine_policy": self._machine_policy,
             "machine_forget": self._machine_forget,
             "host_info": self._host_info,
         }
@@ -264,6 +265,9 @@ class Server:
 
     async def _machine_fork(self, machine: str, params: dict[str, Any]) -> Any:
         return machine_info_to_json(await self._machines.fork(machine, spec_from_json(params["spec"])))
+
+    async def _machine_policy(self, machine: str, params: dict[str, Any]) -> Any:
+        return machine_info_to_json(await self._machines.policy(machine, policy_from_json(params["policy"])))
 
     async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
         await self._machines.forget(machine)

@@ -124,6 +124,9 @@ async def _adopt(machines: Machines, machine: Machine) -> None:
     log.info("machine %s runs on", record.machine)
     machines.layout.memory(record.machine).unlink(missing_ok=True)
 
+    # A door before its processor runs on
+    await machines.open_again(record)
+
     def go_on() -> None:
         state = domains.domain_state(machines.conn, name)
         if state is not None and not state.running:

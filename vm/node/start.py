@@ -32,7 +32,9 @@ from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
 from vm.net import nftables
 from vm.net.namespace import namespace_create, namespace_remove, tap_move, tap_remove
+from vm.net.sockets import make_here
 from vm.node.config import NodeConfig
+from vm.node.doors import Doors
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
 from vm.storage.images import image_find
@@ -59,6 +61,7 @@ class Starter:
         conn: Connection,
         accelerator: str,
         scratch: Path,
+        doors: Doors,
     ) -> None:
         self._config = config
         self._layout = layout
@@ -67,6 +70,7 @@ class Starter:
         self._conn = conn
         self._accelerator = accelerator
         self._scratch = scratch
+        self._doors = doors
         self._unasked: bool | None = None
         # systemd's host: there the groups are libvirt's to make
         self._libvirt_bounds = bool(config.libvirt_uri) or Path("/run/systemd/system").exists()
@@ -96,6 +100,9 @@ class Starter:
                 if record.origin in (Origin.CLONE, Origin.FORK):
                     # Freeing a hundred megabytes takes longer than the next step may wait
                     spawn(self._gone(image), name=f"image of {record.body}")
+            if record.machine:
+                # Before its processor runs; what is nobody's yet has a door that is shut
+                self._doors.open(record)
             with _timed(record, "agent"):
                 channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
@@ -143,6 +150,7 @@ class Starter:
 
     async def release(self, record: Record) -> None:
         """Give back all but the disk and a saved memory. Repeatable, also when only some of it was ever taken."""
+        self._doors.shut(record.body)
         try:
             await self._blocking(record, lambda: domains.domain_destroy(self._conn, self._names.of(record.body)))
         finally:
@@ -183,7 +191,9 @@ class Starter:
             await _together(domain(), around())
 
     def _network(self, record: Record) -> None:
-        namespace_create(self._names.of(record.body), nftables.closed())
+        namespace_create(
+            self._names.of(record.body), nftables.gated(), lambda: self._doors.made(record.body, make_here())
+        )
 
     async def _stage(self, record: Record, name: str, work: Callable[[Record], None], deadline: float = 60) -> None:
         # What has nothing to do with libvirt goes on beside it

@@ -98,6 +98,7 @@ def remove(machines: Machines, stray: Stray) -> None:
         _kill(machines, stray.name)
         domains.domain_destroy(machines.conn, stray.name)
     elif stray.kind == "namespace":
+        machines.doors.unmade(machines.names.body(stray.name))
         namespace_remove(stray.name)
     elif stray.kind == "tap":
         tap_remove(stray.name)

@@ -74,6 +74,10 @@ class Layout:
         """What the node knows about it, as JSON; a directory without one is half-made."""
         return self.machine(machine) / "machine.json"
 
+    def names(self, machine: MachineId) -> Path:
+        """The names that it has looked up, one a line: the place of each is its virtual address."""
+        return self.machine(machine) / "names"
+
     def memory(self, machine: MachineId) -> Path:
         """Its memory while it is suspended, as a save image."""
         return self.machine(machine) / "memory.save"

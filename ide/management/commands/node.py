@@ -39,6 +39,8 @@ class Command(BaseCommand):
             pool_floor=env().pool_floor,
             pool_ceiling=env().pool_ceiling,
             pool_memory_mib=env().pool_memory_mib,
+            egress_internal_allow=env().egress_internal_allow,
+            egress_dns=env().egress_dns,
         )
         try:
             asyncio.run(serve(config))

@@ -87,7 +87,17 @@ def test_malformed_config(value: str) -> None:
 
 def test_unknown_keys_are_ignored() -> None:
     """Later versions of the SDKs may say more."""
-    assert decode_config(header({"new": 1, "region": "us-east-1", "ssh": True, "allow_net": ["x"]}), now=NOW).session
+    assert decode_config(header({"new": 1, "region": "us-east-1", "ssh": True}), now=NOW).session
+
+
+def test_allow_net_is_kept_as_it_is() -> None:
+    """Absent and empty are two things: everything, and nothing. What is no array of strings is refused."""
+    assert decode_config(header({}), now=NOW).allow_net is None
+    assert decode_config(header({"allow_net": []}), now=NOW).allow_net == []
+    assert decode_config(header({"allow_net": ["a.example:443"]}), now=NOW).allow_net == ["a.example:443"]
+    for bad in ("a.example", [1], {"a": 1}):
+        with pytest.raises(Invalid, match="allow_net"):
+            decode_config(header({"allow_net": bad}), now=NOW)
 
 
 def test_dialect() -> None:

@@ -17,7 +17,7 @@ from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.selectors.sandboxes import sandbox_get
-from sandboxes.services import lifecycle
+from sandboxes.services import lifecycle, suspension
 from sandboxes.services.lifecycle import Wanted
 from sandboxes.states import Move
 from tests import factories
@@ -51,6 +51,19 @@ async def test_stop(home: Team, node: FakeNode) -> None:
     assert (sandbox.stopped_by, sandbox.machine_removed) == ("admin@home.example", True)
     assert sandbox.stopped_at is not None
     assert await node.machine_list() == []
+
+
+async def test_what_it_may_reach_is_told_to_its_machine(home: Team, node: FakeNode) -> None:
+    """Patterns go with the machine, absent and empty are kept apart, a fork has the same; a bad one makes no row."""
+    listed = await booted(home, allow_net=["a.example:443"])
+    assert list(node.policy(listed.machine).allow_net or ()) == ["a.example:443"]
+    fork = await suspension.sandbox_fork(sandbox=listed, actor=home.member)
+    assert fork.allow_net == ["a.example:443"]
+    assert node.policy((await booted(home)).machine).allow_net is None
+    assert node.policy((await booted(home, allow_net=[])).machine).allow_net == []
+    with pytest.raises(Invalid, match="a URL") as refused:
+        await booted(home, allow_net=["https://a.example"])
+    assert refused.value.fields["field"] == "allow_net"
 
 
 async def test_workspace_comes_back_on_its_disk(home: Team, node: FakeNode) -> None:

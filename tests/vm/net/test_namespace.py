@@ -41,7 +41,7 @@ def _ip(*argv: str) -> None:
 def test_closed_before_it_has_a_name(name: str) -> None:
     """Whoever finds the namespace finds the rules loaded, IPv6 off, no address and no route; our thread stays out."""
     before, threads = os.readlink("/proc/thread-self/ns/net"), threading.active_count()
-    namespace_create(name, nftables.closed())
+    namespace_create(name, nftables.gated())
     assert os.readlink("/proc/thread-self/ns/net") == before
     assert threading.active_count() <= threads
     rules = run(["ip", "netns", "exec", name, "nft", "list", "ruleset"])
@@ -64,7 +64,7 @@ def test_bad_rules_leave_nothing(name: str) -> None:
 
 def test_a_tap_moves_and_goes_with_its_namespace(name: str) -> None:
     """Moved, it is in the host's namespace no more and up in the other; with the namespace it is gone."""
-    namespace_create(name, nftables.closed())
+    namespace_create(name, nftables.gated())
     _ip("tuntap", "add", "dev", name, "mode", "tap")
     assert tap_names(name) == [name]
     tap_move(name, name)
@@ -72,12 +72,12 @@ def test_a_tap_moves_and_goes_with_its_namespace(name: str) -> None:
     assert namespace_inspect(name)["links"] == ["lo", name]
     namespace_remove(name)
     # a second machine may use neither name again, but the kernel must have let go of both
-    namespace_create(name, nftables.closed())
+    namespace_create(name, nftables.gated())
     assert namespace_inspect(name)["links"] == ["lo"]
 
 
 def test_a_missing_tap_is_an_error(name: str) -> None:
-    namespace_create(name, nftables.closed())
+    namespace_create(name, nftables.gated())
     with pytest.raises(HypervisorError):
         tap_move(f"{name}x", name)
     with pytest.raises(HypervisorError):
@@ -88,6 +88,6 @@ def test_made_again_over_a_killed_attempt(name: str) -> None:
     """A half-made namespace, as a kill leaves it, is replaced."""
     RUN.mkdir(exist_ok=True)
     (RUN / name).touch()
-    namespace_create(name, nftables.closed())
-    namespace_create(name, nftables.closed())
+    namespace_create(name, nftables.gated())
+    namespace_create(name, nftables.gated())
     assert namespace_inspect(name)["links"] == ["lo"]

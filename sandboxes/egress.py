@@ -1,0 +1,16 @@
+"""What sandboxes may reach, as far as it can be said without a machine. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandboxes.errors import Invalid
+from vm.egress.policy import parse_all
+
+
+def check_allow_net(patterns: Sequence[str] | None) -> None:
+    """Invalid names the pattern that is none, and what is wrong with it."""
+    try:
+        parse_all(patterns or ())
+    except ValueError as error:
+        raise Invalid(f"allow_net: {error}", field="allow_net") from error

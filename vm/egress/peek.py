@@ -1,0 +1,162 @@
+"""What a connection's first bytes say of the host it is meant for: TLS's SNI, HTTP's Host. Pure; input is hostile."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from urllib.parse import urlsplit
+
+from vm.egress.hostnames import fold
+from vm.egress.policy import Host
+
+MAX_PEEK = 32_768
+_MAX_RECORDS = 64
+_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([\x21-\x7e]+) (HTTP/1\.[01])")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+
+
+class Unreadable(ValueError):
+    """It is not what it must be on this port; the message says why, to people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whom a client says it talks to; `host` None if it does not say."""
+
+    host: Host | None
+    port: int | None = None
+
+
+def read_hello(data: bytes | bytearray) -> Claim | None:
+    """The SNI of a ClientHello, however it is split over records. None: more is needed. Unreadable."""
+    message, place, records = bytearray(), 0, 0
+    while True:
+        if place < len(data) and data[place] != _HANDSHAKE:
+            raise Unreadable("what the client sent is not TLS")
+        if place + 5 > len(data):
+            break
+        length = int.from_bytes(data[place + 3 : place + 5])
+        records += 1
+        if data[place + 1] != 3 or not 0 < length <= 16_384 or records > _MAX_RECORDS:
+            raise Unreadable("what the client sent is not TLS")
+        if place + 5 + length > len(data):
+            break
+        message += data[place + 5 : place + 5 + length]
+        place += 5 + length
+        if message[0] != _CLIENT_HELLO:
+            raise Unreadable("TLS does not begin with a ClientHello")
+        if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4]):
+            return Claim(_server_name(bytes(message[4 : 4 + int.from_bytes(message[1:4])])))
+    if len(data) > MAX_PEEK:
+        raise Unreadable("the ClientHello is too long")
+    return None
+
+
+def read_head(data: bytes | bytearray) -> Claim | None:
+    """The host of an HTTP/1 request. None: more is needed. Unreadable, also where it names none, or several."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        if len(data) > MAX_PEEK or b"\n\n" in data or data[:1].isspace():
+            raise Unreadable("what the client sent is not an HTTP/1 request")
+        return None
+    first, *fields = bytes(data[:end]).split(b"\r\n")
+    line = _LINE.fullmatch(first)
+    if line is None:
+        raise Unreadable("what the client sent is not an HTTP/1 request")
+    hosts = []
+    for field in fields:
+        parts = _FIELD.fullmatch(field)
+        if parts is None:
+            raise Unreadable("a header of the request cannot be read")
+        if parts[1].lower() == b"host":
+            hosts.append(parts[2].decode("latin-1"))
+    if len(hosts) != 1:
+        raise Unreadable("the request must name one host in its Host header")
+    claim = _authority(hosts[0])
+    method, target = line[1], line[2].decode("ascii")
+    if method == b"CONNECT":
+        raise Unreadable("CONNECT is not for a server, but for a proxy")
+    if not target.startswith("/") and target != "*":
+        try:
+            other = urlsplit(target)
+        except ValueError as error:
+            raise Unreadable("the request's target cannot be read") from error
+        if other.scheme.lower() != "http" or _authority(other.netloc).host != claim.host:
+            raise Unreadable("the request's target is another host than its Host header")
+    return claim
+
+
+def looks_like_http(data: bytes | bytearray) -> bool:
+    """Whether somebody waits here for an answer in HTTP."""
+    return re.match(rb"[A-Z]{3,10} [\x21-\x7e]", bytes(data[:64])) is not None
+
+
+def _authority(text: str) -> Claim:
+    host, colon, digits = text.partition(":")
+    if colon and not (digits.isascii() and digits.isdecimal() and len(digits) <= 5):
+        raise Unreadable("the host of the request cannot be read")
+    try:
+        return Claim(_host(host), int(digits) if colon else None)
+    except ValueError as error:
+        raise Unreadable(f"the host of the request cannot be read: {error}") from error
+
+
+def _host(text: str) -> Host:
+    if text.replace(".", "").isdecimal():
+        return IPv4Address(text)
+    return fold(text)
+
+
+def _server_name(hello: bytes) -> str | None:
+    try:
+        reader = _Reader(hello)
+        reader.take(2 + 32)
+        for width in (1, 2, 1):  # session, ciphers, compressions
+            reader.take(reader.number(width))
+        if not reader.left:
+            return None
+        extensions = _Reader(reader.take(reader.number(2)))
+        names = []
+        while extensions.left:
+            kind = extensions.number(2)
+            body = extensions.take(extensions.number(2))
+            if kind == _SERVER_NAME:
+                listed = _Reader(body)
+                listed = _Reader(listed.take(listed.number(2)))
+                while listed.left:
+                    if listed.number(1) != 0:
+                        raise Unreadable("the ClientHello names something that is no host")
+                    names.append(listed.take(listed.number(2)))
+    except IndexError as error:
+        raise Unreadable("the ClientHello cannot be read") from error
+    if not names:
+        return None
+    if len(names) > 1:
+        raise Unreadable("the ClientHello names more than one host")
+    try:
+        return fold(names[0].decode("ascii"))
+    except ValueError as error:
+        raise Unreadable("the ClientHello names no host, but something else") from error
+
+
+class _Reader:
+    """Takes bytes off the front. IndexError at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._place
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise IndexError
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width))

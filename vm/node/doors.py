@@ -1,0 +1,145 @@
+"""The door of each machine: its gate and its resolver, at the sockets in its namespace. Shut until it is somebody's.
+
+A door belongs to a body, since a namespace does; names belong to a machine, for all its life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from vm.api import EgressPolicy
+from vm.egress.gate import Gate
+from vm.egress.journal import Journal
+from vm.egress.policy import Policy
+from vm.egress.refused import Refusals
+from vm.egress.resolver import NamesFile, VirtualNames, respond
+from vm.egress.upstream import Upstream
+from vm.errors import HypervisorError
+from vm.net.addresses import is_own
+from vm.net.sockets import DoorSockets
+from vm.node.config import NodeConfig
+from vm.node.records import Record
+from vm.storage.layout import BodyId, Layout
+
+log = logging.getLogger("atoll.node")
+
+_LOOKUPS_AT_ONCE = 8  # in one turn of the loop: others have lookups and connections, too
+
+
+@dataclass(slots=True)
+class _Door:
+    sockets: DoorSockets
+    names: VirtualNames
+    gate: Gate
+    journal: Journal
+
+
+class Doors:
+    """All doors of a node. `made` and `unmade` may be called from any thread, the rest from the event loop."""
+
+    def __init__(self, config: NodeConfig, layout: Layout) -> None:
+        """HypervisorError if what the administrator opened cannot be read."""
+        self._layout = layout
+        try:
+            self._refusals = Refusals(config.egress_internal_allow, is_own)
+            self._upstream = Upstream(resolver_address(config.egress_dns))
+        except ValueError as error:
+            raise HypervisorError(f"the egress settings cannot be read: {error}") from error
+        self._made: dict[BodyId, DoorSockets] = {}
+        self._open: dict[BodyId, _Door] = {}
+
+    def made(self, body: BodyId, sockets: DoorSockets) -> None:
+        """A body has its namespace, and these in it."""
+        self.unmade(body)
+        self._made[body] = sockets
+
+    def unmade(self, body: BodyId) -> None:
+        """Let go of what was made for a body that nobody waits for any more, as after a step that was too slow."""
+        sockets = self._made.pop(body, None)
+        if sockets is not None:
+            sockets.close()
+
+    def open(self, record: Record) -> None:
+        """Let a machine's policy hold from now on. HypervisorError if that is not possible: it has no network then."""
+        sockets = self._made.get(record.body)
+        if sockets is None:
+            raise HypervisorError("its namespace has no sockets")
+        try:
+            names = NamesFile(self._layout.names(record.machine)).load()
+            journal = Journal()
+            gate = Gate(
+                sockets.tcp,
+                policy=policy_of(record.spec.policy),
+                names=names,
+                refusals=self._refusals,
+                upstream=self._upstream,
+                journal=journal,
+            )
+            door = _Door(sockets, names, gate, journal)
+            _drain(sockets)
+            gate.open()
+        except (OSError, ValueError) as error:
+            raise HypervisorError(f"its network could not be opened: {error}") from error
+        del self._made[record.body]
+        self._open[record.body] = door
+        asyncio.get_running_loop().add_reader(sockets.udp, self._lookups, door)
+
+    def change(self, body: BodyId, policy: EgressPolicy) -> None:
+        """Let another policy hold; connections that it forbids are reset before this returns."""
+        if body in self._open:
+            self._open[body].gate.change(policy_of(policy))
+
+    def shut(self, body: BodyId) -> None:
+        """Nothing of that body passes any more. Repeatable."""
+        door = self._open.pop(body, None)
+        if door is not None:
+            asyncio.get_running_loop().remove_reader(door.sockets.udp)
+            door.gate.close()
+            door.sockets.close()
+        self.unmade(body)
+
+    def close(self) -> None:
+        """Shut all of them: without a node there is no network."""
+        for body in [*self._open, *self._made]:
+            self.shut(body)
+        self._upstream.close()
+
+    def _lookups(self, door: _Door) -> None:
+        for _ in range(_LOOKUPS_AT_ONCE):
+            try:
+                message, peer = door.sockets.udp.recvfrom(2048)
+            except OSError:
+                return
+            reply = respond(message, door.names, self._refusals.opens)
+            if reply is not None:
+                with suppress(OSError):  # a guest that does not take its answers asks again
+                    door.sockets.udp.sendto(reply, peer)
+
+
+def policy_of(policy: EgressPolicy) -> Policy:
+    """Its rules. ValueError names the bad pattern."""
+    return Policy(policy.allow_net, policy.deny)
+
+
+def resolver_address(text: str) -> tuple[str, int] | None:
+    """`host:port` of a resolver, host an address; None where none is named. ValueError."""
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = text, "53"
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ValueError(f"{text!r} is no address and port of a resolver")
+    return str(ip_address(host)), int(port)
+
+
+def _drain(sockets: DoorSockets) -> None:
+    # What was asked while it was shut has been given up long ago
+    with suppress(OSError):
+        while True:
+            sockets.udp.recv(2048)
