@@ -79,8 +79,8 @@ class ChunkStream:
                 if self._aborted or self._writer.transport.is_closing():
                     raise StreamReset("the stream broke off")
                 piece, view = view[:PIECE], view[PIECE:]
-                # One system call for both
-                self._writer.writelines((LENGTH.pack(len(piece)), piece))
+                self._writer.write(LENGTH.pack(len(piece)))
+                self._writer.write(piece)
                 await self._writer.drain()
         except OSError as error:
             raise StreamReset("the stream broke off") from error
