@@ -79,6 +79,7 @@ class ChunkStream:
                 if self._aborted or self._writer.transport.is_closing():
                     raise StreamReset("the stream broke off")
                 piece, view = view[:PIECE], view[PIECE:]
+                # Not `writelines`: CPython 3.13 does not pause a writer for it, and all would be kept here
                 self._writer.write(LENGTH.pack(len(piece)))
                 self._writer.write(piece)
                 await self._writer.drain()
