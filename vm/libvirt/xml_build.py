@@ -17,7 +17,7 @@ class DomainPlan:
     """Everything a domain is made of, decided already. `tb_cache_mib` bounds TCG's translations; unused with KVM.
 
     `bounds` are libvirt's to set, where it makes control groups. `unasked` leaves out libvirt's questions about each
-    CPU feature (see `domains.may_start_unasked`).
+    CPU feature and the guest's announcements (see `domains.may_start_unasked`).
     """
 
     name: str
@@ -89,6 +89,11 @@ def domain(plan: DomainPlan) -> str:
     _add(devices, "memballoon", model="none")
     _add(devices, "panic", model="isa")
     if plan.unasked:
+        # After a restore QEMU would have the guest announce its card five times, to a network where nobody listens:
+        # in its first half second it has better things to do
+        override = _add(_add(root, f"{{{_QEMU}}}override"), f"{{{_QEMU}}}device", alias="net0")
+        frontend = _add(override, f"{{{_QEMU}}}frontend")
+        _add(frontend, f"{{{_QEMU}}}property", name="guest_announce", type="bool", value="false")
         # libvirt would ask QEMU for each of some 200 CPU features, one by one, at every start: 0.2 s that nobody needs
         _add(_add(root, f"{{{_QEMU}}}capabilities"), f"{{{_QEMU}}}del", capability="cpu-unavailable-features")
     ElementTree.indent(root)
