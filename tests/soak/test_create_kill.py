@@ -57,7 +57,9 @@ async def test_creates_and_kills_leave_nothing(soak_seconds: float) -> None:
         assert len(process.qemu_pids()) == 2
         assert len(list(Path("/run/netns").glob(f"atoll-{process.tag}-*"))) == 2
         assert not list((process.data / "machines").glob("*/"))
-        assert len(list((process.data / "disks").iterdir())) == 3
+        # Two clones wait over their template, which has one layer ready for the next
+        disks = sorted(path.suffix for path in (process.data / "disks").iterdir())
+        assert disks in ([".qcow2"] * 3, [".qcow2"] * 3 + [".spare"]), disks
         assert not list((Path("/dev/shm") / f"atoll-{process.tag}").glob("*.save"))
         assert len(list((process.data / "libvirt" / "log" / "qemu").glob("*.log"))) <= 3
         await asyncio.to_thread(process.stop)
