@@ -9,14 +9,15 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 from vm.api import EgressPolicy
 from vm.egress.gate import Gate
-from vm.egress.journal import Journal
 from vm.egress.policy import Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import NamesFile, VirtualNames, respond
+from vm.egress.spool import Spool
 from vm.egress.upstream import Upstream
 from vm.errors import HypervisorError
 from vm.net.addresses import is_own
@@ -35,7 +36,6 @@ class _Door:
     sockets: DoorSockets
     names: VirtualNames
     gate: Gate
-    journal: Journal
 
 
 class Doors:
@@ -49,6 +49,10 @@ class Doors:
             self._upstream = Upstream(resolver_address(config.egress_dns))
         except ValueError as error:
             raise HypervisorError(f"the egress settings cannot be read: {error}") from error
+        try:
+            self.spool = Spool(layout.journal)
+        except OSError as error:
+            raise HypervisorError(f"the journal of connections cannot be kept: {error}") from error
         self._made: dict[BodyId, DoorSockets] = {}
         self._open: dict[BodyId, _Door] = {}
 
@@ -70,16 +74,15 @@ class Doors:
             raise HypervisorError("its namespace has no sockets")
         try:
             names = NamesFile(self._layout.names(record.machine)).load()
-            journal = Journal()
             gate = Gate(
                 sockets.tcp,
                 policy=policy_of(record.spec.policy),
                 names=names,
                 refusals=self._refusals,
                 upstream=self._upstream,
-                journal=journal,
+                journal=partial(self.spool.add, record.machine),
             )
-            door = _Door(sockets, names, gate, journal)
+            door = _Door(sockets, names, gate)
             _drain(sockets)
             gate.open()
         except (OSError, ValueError) as error:
@@ -107,6 +110,7 @@ class Doors:
         for body in [*self._open, *self._made]:
             self.shut(body)
         self._upstream.close()
+        self.spool.close()
 
     def _lookups(self, door: _Door) -> None:
         for _ in range(_LOOKUPS_AT_ONCE):
