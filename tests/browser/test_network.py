@@ -153,6 +153,6 @@ def test_the_page_fits_a_narrow_screen_in_both_themes(page: Page, machine: str, 
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         page.goto(f"{machine}/details#network")
         expect(page.get_by_role("heading", name="What it may reach")).to_be_visible()
-        expect(page.get_by_role("heading", name="Connections")).to_be_visible()
+        expect(page.get_by_role("heading", name="Connections", exact=True)).to_be_visible()
         until(lambda: page.evaluate("document.documentElement.scrollWidth") <= 360, "the page is wider than the screen")
     assert complaints == []

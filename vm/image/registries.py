@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +28,7 @@ print(configured("global.extra-index-url"))
 """
 
 _ASK = (
-    ("apt-get", "indextargets", "--format", "$(SITE)"),
+    ("apt-get", "--print-uris", "update"),
     ("python3", "-c", _PIP),
     ("npm", "config", "get", "registry"),
 )
@@ -37,22 +36,25 @@ _ASK = (
 
 def of_tree(tree: Path) -> list[str]:
     """`host:port` of each, sorted, as apt, pip and npm in the tree are configured. OSError if one cannot be asked."""
-    said = []
+    found: set[str] = set()
     for command in _ASK:
         # Nothing of this host's environment: a mirror that it names is not the guest's
         inside = ["chroot", str(tree), "env", "-i", f"PATH={recipe.PATH}", f"HOME={recipe.HOME}", "LANG=C.UTF-8"]
         try:
-            said.append(run([*inside, *command], timeout=120).stdout)
+            said = hosts_of(run([*inside, *command], timeout=120).stdout)
         except CommandFailed as error:
             raise OSError(f"{command[0]} of the image does not say which registry it asks: {error.why}") from error
-    return hosts_of(said)
+        if not said:
+            raise OSError(f"{command[0]} of the image asks no registry")
+        found |= said
+    return sorted(found)
 
 
-def hosts_of(texts: Iterable[str]) -> list[str]:
-    """`host:port` of every URL in the texts, sorted."""
+def hosts_of(text: str) -> set[str]:
+    """`host:port` of every URL in a text."""
     found = set()
-    for url in (url for text in texts for url in re.findall(r"https?://[^\s\"']+", text)):
+    for url in re.findall(r"https?://[^\s\"']+", text):
         parts = urlsplit(url)
         if parts.hostname:
             found.add(f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}")
-    return sorted(found)
+    return found

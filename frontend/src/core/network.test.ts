@@ -12,6 +12,7 @@ import {
   policyOf,
   same,
   unitOf,
+  why,
 } from "./network";
 
 const connection = (number: number) => ({ number }) as Connection;
@@ -49,7 +50,6 @@ test("who can do something about a denial is told what, and nobody else is sent 
   const may = new Set(["sandbox.network"]);
   expect(advice(denial("allow"), may)).toBe("");
   expect(advice(denial("allow"), new Set())).toContain("Somebody who may");
-  expect(advice(denial("administrator"), may)).toContain("only the administrator of this installation");
   expect(advice(denial("organization_rule"), may)).toContain("*.example");
   expect(advice(denial("", ""), may)).toBe("");
 });
@@ -57,5 +57,11 @@ test("who can do something about a denial is told what, and nobody else is sent 
 test("places and units", () => {
   expect(place({ host: "2001:db8::1", port: 443 })).toBe("[2001:db8::1]:443");
   expect(unitOf([0, 5_000_000]).unit).toBe("MB");
-  expect(unitOf([]).unit).toBe("kB");
+  expect(unitOf([]).unit).toBe("bytes");
+});
+
+test("a reason is a sentence, and a host in it stays as it is spelled", () => {
+  expect(why("a.example:443 is denied")).toBe("a.example:443 is denied.");
+  expect(why("It is.")).toBe("It is.");
+  expect(why("")).toBe("");
 });

@@ -1,6 +1,5 @@
 /** What a sandbox may reach and reached, as people read and write it. */
 import type { components } from "../gen/api";
-import { sentence } from "./format";
 
 type Schemas = components["schemas"];
 export type Network = Schemas["NetworkOut"];
@@ -61,7 +60,7 @@ export function same(one: Draft, other: Draft): boolean {
   return JSON.stringify(policyOf(one)) === JSON.stringify(policyOf(other));
 }
 
-/** What a person can do about a denial, as a sentence; empty where a button says it. */
+/** What a person can do about a denial, as a sentence; empty where its reason or a button says it, or he can do nothing. */
 export function advice(denial: Denial, may: ReadonlySet<string>): string {
   switch (denial.remedy) {
     case "allow":
@@ -70,12 +69,10 @@ export function advice(denial: Denial, may: ReadonlySet<string>): string {
       return `Remove ${denial.rule} from what this sandbox is denied to let it through.`;
     case "organization_rule":
       return `Your organization denies ${denial.rule} to all its sandboxes; an administrator of it can change that.`;
-    case "administrator":
-      return "It is refused whatever a policy says; only the administrator of this installation can open it.";
     case "done":
       return "It is allowed by now: try again.";
     default:
-      return denial.host ? "No pattern can allow it." : "";
+      return "";
   }
 }
 
@@ -84,8 +81,9 @@ export function place(of: { host: string; port: number }): string {
   return `${host}:${of.port}`;
 }
 
+/** A reason as a sentence; it may begin with a host, which keeps its spelling. */
 export function why(detail: string): string {
-  return sentence(detail);
+  return detail && (/[.!?…]$/.test(detail) ? detail : `${detail}.`);
 }
 
 /** The newest `limit` of both, newest first, each once. */
@@ -103,7 +101,7 @@ export function unitOf(values: readonly number[]): { unit: string; size: number 
   const most = Math.max(0, ...values);
   if (most >= 1e9) return { unit: "GB", size: 1e9 };
   if (most >= 1e6) return { unit: "MB", size: 1e6 };
-  return { unit: "kB", size: 1e3 };
+  return most >= 1e3 ? { unit: "kB", size: 1e3 } : { unit: "bytes", size: 1 };
 }
 
 /** A period's name on an axis: the hour of its day, or its day where a week is shown. */

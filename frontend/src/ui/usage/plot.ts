@@ -30,7 +30,7 @@ export async function draw(
   const options: uPlot.Options = {
     width: target.clientWidth,
     height: HEIGHT,
-    padding: [8, 4, 0, 0],
+    padding: [8, name ? 28 : 4, 0, 0],
     legend: { show: false },
     scales: {
       x: { time: false, range: [0.4, values.length + 0.6] },
