@@ -81,13 +81,13 @@ class NetworkForm(forms.Form):
         "each line: example.com, *.example.com, example.com:443, 192.0.2.7, 198.51.100.0/24.",
     )
 
-    def wanted(self) -> dict[str, list[str] | None]:
-        """The two lists; the allowed hosts None where every public host is."""
-        listed = self.cleaned_data["mode"] == "listed"
-        return {
-            "allow_net": _lines(self.cleaned_data["allow_net"]) if listed else None,
-            "deny_net": _lines(self.cleaned_data["deny_net"]),
-        }
+    def allowed(self) -> list[str] | None:
+        """None where every public host is."""
+        return _lines(self.cleaned_data["allow_net"]) if self.cleaned_data["mode"] == "listed" else None
+
+    def denied(self) -> list[str]:
+        """What is always denied."""
+        return _lines(self.cleaned_data["deny_net"])
 
     @classmethod
     def of(cls, organization: Organization) -> NetworkForm:

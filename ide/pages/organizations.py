@@ -86,7 +86,7 @@ def network(request: HttpRequest) -> HttpResponse:
     if form.is_valid():
         actor = accounts.actor_of(user=cast(User, request.user), membership=membership)
         try:
-            async_to_sync(organization_network_set)(actor=actor, **form.wanted())
+            async_to_sync(organization_network_set)(actor=actor, allow_net=form.allowed(), deny_net=form.denied())
         except Forbidden:
             reason = "Only an owner or an administrator sets what sandboxes may reach."
             return render(request, "403.html", {"reason": reason}, status=403)

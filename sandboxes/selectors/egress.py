@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -154,13 +154,11 @@ def summary(*, actor: Actor, sandbox: Sandbox, window: Window, now: datetime | N
         minutes=minutes,
         total=_amounts(rows.aggregate(**_SUMS)),
         series=series,
-        hosts=[
-            Host(row["host"], row["port"], _amounts(row), row["last"])
-            for row in hosts.order_by("-bytes", "-connections", "host", "port")[:TOP]
-        ],
+        hosts=[Host(row["host"], row["port"], _amounts(row), row["last"]) for row in hosts.order_by(*_BUSIEST)[:TOP]],
     )
 
 
+_BUSIEST = ("-bytes", "-connections", "host", "port")
 _SUMS: dict[str, Any] = {
     "connections": Count("pk"),
     "denied": Count("pk", filter=Q(verdict__in=(Verdict.DENIED, Verdict.CUT))),
@@ -178,7 +176,7 @@ def _window(sandbox: Sandbox, since: int) -> QuerySet[EgressRecord]:
     return EgressRecord.objects.filter(sandbox=sandbox, minute__gte=since).order_by()
 
 
-def _amounts(row: dict[str, Any]) -> Amounts:
+def _amounts(row: Mapping[str, Any]) -> Amounts:
     return Amounts(row["connections"], row["denied"], row["sent_sum"], row["received_sum"])
 
 

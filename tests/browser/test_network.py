@@ -150,7 +150,7 @@ def test_the_list_is_written_from_what_was_reached(place: Place, page: Page, com
 def test_the_page_fits_a_narrow_screen_in_both_themes(page: Page, machine: str, complaints: list[str]) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         page.goto(f"{machine}/details#network")
         expect(page.get_by_role("heading", name="What it may reach")).to_be_visible()
         expect(page.get_by_role("heading", name="Connections", exact=True)).to_be_visible()

@@ -59,19 +59,19 @@ class Rest:
 
     def __init__(self, installation: Installation, sandbox: str) -> None:
         self._client = httpx.Client(
-            base_url=f"{installation.url}/api/v1/sandboxes/{sandbox}/network",
             headers={"Authorization": f"Bearer {installation.token}"},
             timeout=20,
         )
+        self._network = f"{installation.url}/api/v1/sandboxes/{sandbox}/network"
 
     def get(self, path: str = "", **query: Any) -> Any:
-        return self._client.get(path, params=query).raise_for_status().json()
+        return self._client.get(self._network + path, params=query).raise_for_status().json()
 
     def put(self, allow: list[str]) -> Any:
-        return self._client.put("", json={"allow_net": allow}).raise_for_status().json()
+        return self._client.put(self._network, json={"allow_net": allow}).raise_for_status().json()
 
     def allow(self, *patterns: str) -> Any:
-        return self._client.post("/allow", json={"patterns": patterns}).raise_for_status().json()
+        return self._client.post(f"{self._network}/allow", json={"patterns": patterns}).raise_for_status().json()
 
     def hosts(self) -> list[str]:
         """Of every connection, oldest first."""

@@ -117,7 +117,7 @@ async def test_an_export_is_streamed(home: Team, node: FakeNode) -> None:
 def test_another_organization_s_is_not_found(home: Team, other: Team, node: FakeNode, sandbox: Sandbox) -> None:
     """For whoever is its owner; and one's own viewers may look but not change."""
     stranger, path = signed_in(other, "owner"), f"sandboxes/{sandbox.public_id}/network"
-    for method, end, body in [
+    asked: list[tuple[str, str, Any]] = [
         ("GET", "", None),
         ("PUT", "", {"allow_net": None}),
         ("POST", "/allow", {"patterns": []}),
@@ -125,7 +125,8 @@ def test_another_organization_s_is_not_found(home: Team, other: Team, node: Fake
         ("GET", "/connections.jsonl", None),
         ("GET", "/summary", None),
         ("GET", "/proposal", None),
-    ]:
+    ]
+    for method, end, body in asked:
         assert ask(stranger, method, path + end, body, status=404)["code"] == "NOT_FOUND"
     viewer = signed_in(home, "viewer")
     assert ask(viewer, "GET", path)["version"] == 0

@@ -38,8 +38,9 @@ async def test_a_change_is_written_told_and_heard_of(home: Team, node: FakeNode)
     await in_thread(sandbox.refresh_from_db)
     assert (sandbox.allow_net, sandbox.deny_net, sandbox.network_version) == (["a.example:443"], ["b.example"], 1)
     assert (await in_thread(AuditEntry.objects.get, action="sandbox.network")).detail["allow_net_before"] is None
-    assert (await in_thread(Event.objects.filter(kind="sandbox").last)).payload["network_version"] == 1
-    assert "may reach" in (await in_thread(TimelineEntry.objects.filter(sandbox=sandbox).last)).text
+    event = await in_thread(Event.objects.filter(kind="sandbox").latest, "id")
+    assert event.payload["network_version"] == 1
+    assert "may reach" in (await in_thread(TimelineEntry.objects.filter(sandbox=sandbox).latest, "id")).text
 
 
 async def test_nobody_s_change_is_lost(home: Team, node: FakeNode) -> None:
