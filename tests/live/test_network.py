@@ -137,9 +137,8 @@ def test_a_rule_less_closes_what_is_open(installation: Installation, sandbox: An
 
 
 def kill(installation: Installation, word: str) -> None:
-    pids = processes(installation.data, word)
-    assert pids, f"no process of {word}"
-    for pid in pids:
+    until(lambda: bool(processes(installation.data, word)), f"{word} runs")
+    for pid in processes(installation.data, word):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
