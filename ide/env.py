@@ -50,6 +50,7 @@ class Env(BaseSettings):
     stray_hours: int = Field(default=24, alias="ATOLL_STRAY_HOURS", ge=0)
     egress_internal_allow: Words = Field(default=(), alias="ATOLL_EGRESS_INTERNAL_ALLOW")
     egress_dns: str = Field(default="", alias="ATOLL_EGRESS_DNS")
+    egress_ask_seconds: int = Field(default=60, alias="ATOLL_EGRESS_ASK_SECONDS", ge=5, le=600)
     egress_days: int = Field(default=14, alias="ATOLL_EGRESS_DAYS", ge=1, le=3650)
     egress_rows: int = Field(default=100_000, alias="ATOLL_EGRESS_ROWS", ge=1)
     region: str = Field(default="loc", alias="ATOLL_REGION")

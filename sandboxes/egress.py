@@ -14,8 +14,11 @@ from vm.egress.policy import Policy, parse, parse_all
 
 NOT_LISTED = "allow_net"
 """The rule of a denial because no pattern allows the host."""
+ASKED = "ask"
+"""The rule of what waits for somebody's answer."""
 ALWAYS_REFUSED = "always refused"
 NO_SERVER_NAME = "no SNI"
+_UNLISTED = (NOT_LISTED, ASKED)
 _FOLDED_FROM = 3
 """Hosts below one name, from which on a pattern of all of them is proposed to somebody who asks for that."""
 
@@ -40,11 +43,11 @@ def wrong_patterns(patterns: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def policy_of(
-    *, allow_net: Sequence[str] | None, deny_net: Sequence[str], organization_deny: Sequence[str]
+    *, allow_net: Sequence[str] | None, deny_net: Sequence[str], organization_deny: Sequence[str], ask: bool = False
 ) -> EgressPolicy:
     """What holds for a machine: its organization's deny rules go before everything of its own."""
     denied = list(dict.fromkeys([*organization_deny, *deny_net]))
-    return EgressPolicy(None if allow_net is None else list(allow_net), denied)
+    return EgressPolicy(None if allow_net is None else list(allow_net), denied, ask)
 
 
 def pattern_of(host: str, port: int) -> str:
@@ -75,11 +78,11 @@ def remedy_of(
         return "organization_rule"
     if rule in deny_net:
         return "rule"
-    if rule not in (NOT_LISTED, NO_SERVER_NAME) or allow_net is None:
-        return "done" if rule == NOT_LISTED else ""
+    if rule not in (*_UNLISTED, NO_SERVER_NAME) or allow_net is None:
+        return "done" if rule in _UNLISTED else ""
     if _is_listed(host, port, allow_net):
         return "done"
-    return "allow" if rule == NOT_LISTED or _is_address(host) else ""
+    return "allow" if rule in _UNLISTED or _is_address(host) else ""
 
 
 def _is_listed(host: str, port: int, allow_net: Sequence[str]) -> bool:

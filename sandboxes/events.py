@@ -66,7 +66,7 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
 
 
 def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
-    """A denial as pages and REST show it; `sandbox` with its organization."""
+    """A denial, or what waits for an answer, as pages and REST show it; `sandbox` with its organization."""
     remedy = egress.remedy_of(
         host=denial.host,
         port=denial.port,
@@ -85,6 +85,7 @@ def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
         "rule": denial.rule,
         "detail": denial.detail,
         "remedy": remedy if denial.host else "",
+        "waits_until": timestamp(denial.waits_until),
     }
 
 

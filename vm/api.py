@@ -69,10 +69,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What a machine may reach, as patterns (vm/egress/policy.py). `allow_net` None: every public host; empty: none."""
+    """What a machine may reach, as patterns (vm/egress/policy.py). `allow_net` None: every public host; empty: none.
+
+    `ask`: a connection to a host that no pattern is about waits for a while, for another policy that decides.
+    """
 
     allow_net: Sequence[str] | None = None
     deny: Sequence[str] = ()
+    ask: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +257,7 @@ class Node(Protocol):
 def policy_digest(policy: EgressPolicy) -> str:
     """Tells whether two policies are the same: 16 hexadecimal digits."""
     allow = None if policy.allow_net is None else list(policy.allow_net)
-    return hashlib.sha256(json.dumps([allow, list(policy.deny)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([allow, list(policy.deny), policy.ask]).encode()).hexdigest()[:16]
 
 
 def passages_to_json(batch: PassageBatch) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def _network(actor: Actor, public_id: str) -> Json:
     return {
         "allow_net": sandbox.allow_net,
         "deny_net": sandbox.deny_net,
+        "ask_net": sandbox.ask_net,
         "organization_deny": sandbox.organization.deny_net,
         "version": sandbox.network_version,
         "denials": selectors.denials_of(sandbox),
@@ -73,7 +74,12 @@ async def network_set(request: HttpRequest, sandbox: str, body: NetworkIn) -> Js
     """Let it reach something else from now on; open connections that this forbids are closed."""
     row = await _get(request, sandbox)
     applied = await egress.network_set(
-        sandbox=row, actor=_actor(request), allow_net=body.allow_net, deny_net=body.deny_net, version=body.version
+        sandbox=row,
+        actor=_actor(request),
+        allow_net=body.allow_net,
+        deny_net=body.deny_net,
+        ask_net=body.ask_net,
+        version=body.version,
     )
     return {**await in_thread(_network, _actor(request), sandbox), "applied": applied}
 
@@ -85,6 +91,14 @@ async def allow(request: HttpRequest, sandbox: str, body: PatternsIn) -> Json:
     """Add to the list of what it may reach; 409 where it may reach everything."""
     row = await _get(request, sandbox)
     applied = await egress.network_allow(sandbox=row, actor=_actor(request), patterns=body.patterns)
+    return {**await in_thread(_network, _actor(request), sandbox), "applied": applied}
+
+
+@router.post("/sandboxes/{sandbox}/network/deny", response={200: NetworkChanged, 400: Problem, 404: Problem})
+async def deny(request: HttpRequest, sandbox: str, body: PatternsIn) -> Json:
+    """Add to the list of what it may not reach."""
+    row = await _get(request, sandbox)
+    applied = await egress.network_deny(sandbox=row, actor=_actor(request), patterns=body.patterns)
     return {**await in_thread(_network, _actor(request), sandbox), "applied": applied}
 
 

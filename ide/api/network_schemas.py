@@ -13,7 +13,10 @@ WindowName = Literal["hour", "day", "week"]
 
 
 class DenialOut(Schema):
-    """A denial; `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on."""
+    """A denial, or with `waits_until` a connection that waits for an answer.
+
+    `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
+    """
 
     id: int
     sandbox: str
@@ -24,13 +27,18 @@ class DenialOut(Schema):
     rule: str
     detail: str
     remedy: Literal["allow", "rule", "organization_rule", "administrator", "done", ""]
+    waits_until: str | None
 
 
 class NetworkOut(Schema):
-    """What a sandbox may reach; `allow_net` null: every public host. Deny rules go before."""
+    """What a sandbox may reach; `allow_net` null: every public host. Deny rules go before.
+
+    `ask_net`: a connection to a host that no list names waits for a while, to be allowed or denied.
+    """
 
     allow_net: list[str] | None
     deny_net: list[str]
+    ask_net: bool
     organization_deny: list[str]
     version: int
     denials: list[DenialOut]
@@ -47,6 +55,7 @@ class NetworkIn(Schema):
 
     allow_net: Patterns | None
     deny_net: Patterns = Field(default_factory=list)
+    ask_net: bool = False
     version: int | None = None
 
 

@@ -53,7 +53,7 @@ class EgressPosition(models.Model):
 
 
 class EgressDenial(models.Model):
-    """A denial that people were told of; the next one of its kind within some minutes is not told again."""
+    """A denial that people were told of, or a connection that waits for them; the next is not told for a while."""
 
     sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="egress_denials")
     at = models.DateTimeField()
@@ -61,6 +61,8 @@ class EgressDenial(models.Model):
     port = models.PositiveIntegerField()
     rule = models.CharField(max_length=520)
     detail = models.CharField(max_length=520)
+    # Of a connection that is not denied yet: until when it waits for an answer.
+    waits_until = models.DateTimeField(null=True)
 
     class Meta:
         """Constraints and indexes."""

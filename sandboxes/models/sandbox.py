@@ -82,7 +82,9 @@ class Sandbox(models.Model):
     allow_net = models.JSONField(null=True)
     # Patterns of what it may not, which go before them; its organization's own are not repeated here.
     deny_net = models.JSONField(default=list)
-    # Grows with every change of either; what a conditional UPDATE compares with.
+    # Whether a connection to a host that neither names waits for somebody's answer.
+    ask_net = models.BooleanField(default=False)
+    # Grows with every change of these; what a conditional UPDATE compares with.
     network_version = models.PositiveIntegerField(default=0)
     machine = models.CharField(max_length=32, unique=True)
 

@@ -27,7 +27,7 @@ PIECE = 1000
 """Connections of an export that are in memory at a time."""
 REACHED = 500
 """Hosts that a list is proposed for: somebody is to read it."""
-VERDICTS = tuple(verdict.value for verdict in Verdict)
+VERDICTS = tuple(verdict.value for verdict in Verdict if verdict is not Verdict.ASKED)
 
 
 class Window(StrEnum):
@@ -93,8 +93,13 @@ def record_payload(row: EgressRecord) -> dict[str, Any]:
 
 
 def denials_of(sandbox: Sandbox) -> list[dict[str, Any]]:
-    """The denials that people were told of a while ago, newest first; `sandbox` with its organization."""
-    rows = EgressDenial.objects.filter(sandbox=sandbox, at__gt=timezone.now() - QUIET).order_by("-at")
+    """The denials that people were told of lately, and what waits for them now, newest first.
+
+    `sandbox` with its organization.
+    """
+    now = timezone.now()
+    told = EgressDenial.objects.filter(sandbox=sandbox, at__gt=now - QUIET)
+    rows = told.filter(Q(waits_until=None) | Q(waits_until__gt=now)).order_by("-at")
     return [denial_payload(sandbox, row) for row in rows[:50]]
 
 

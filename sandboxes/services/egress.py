@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import structlog
 from django.db import transaction
@@ -41,7 +43,12 @@ def policy_digest_of(row: Sandbox) -> str:
 
 
 def _policy(row: Sandbox) -> EgressPolicy:
-    return policy_of(allow_net=row.allow_net, deny_net=row.deny_net, organization_deny=row.organization.deny_net)
+    return policy_of(
+        allow_net=row.allow_net,
+        deny_net=row.deny_net,
+        organization_deny=row.organization.deny_net,
+        ask=row.ask_net,
+    )
 
 
 async def network_set(
@@ -50,6 +57,7 @@ async def network_set(
     actor: Actor,
     allow_net: Sequence[str] | None,
     deny_net: Sequence[str],
+    ask_net: bool = False,
     version: int | None = None,
 ) -> bool:
     """Another policy for a sandbox; whether its machine holds to it already, or there is none.
@@ -57,55 +65,76 @@ async def network_set(
     When this returns True, open connections that it forbids are closed. `version`: the one that was looked at; Conflict
     if somebody has changed it since. Invalid names a pattern that is none.
     """
-    await in_thread(_change, sandbox, actor, allow_net, deny_net, version)
+    await in_thread(_change, sandbox, actor, _Lists(allow_net, deny_net, ask_net), version)
     return await network_push(sandbox=sandbox)
 
 
-def _change(
-    sandbox: Sandbox, actor: Actor, allow_net: Sequence[str] | None, deny_net: Sequence[str], version: int | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """What is written down of what a sandbox may reach."""
+
+    allow_net: Sequence[str] | None
+    deny_net: Sequence[str]
+    ask_net: bool
+
+    @classmethod
+    def of(cls, sandbox: Sandbox) -> _Lists:
+        return cls(sandbox.allow_net, sandbox.deny_net, sandbox.ask_net)
+
+    def fields(self) -> dict[str, Any]:
+        allow = None if self.allow_net is None else list(dict.fromkeys(self.allow_net))
+        return {"allow_net": allow, "deny_net": list(dict.fromkeys(self.deny_net)), "ask_net": self.ask_net}
+
+
+def _change(sandbox: Sandbox, actor: Actor, lists: _Lists, version: int | None) -> None:
     permissions.require(actor, "sandbox.network", sandbox.organization_id)
-    check_patterns(allow_net, field="allow_net")
-    check_patterns(deny_net, field="deny_net")
-    if not _write(sandbox, actor, allow_net, deny_net, version):
+    check_patterns(lists.allow_net, field="allow_net")
+    check_patterns(lists.deny_net, field="deny_net")
+    if not _write(sandbox, actor, lists, version):
         raise Conflict("somebody else has changed what it may reach meanwhile: look at it again", state=sandbox.state)
 
 
 async def network_allow(*, sandbox: Sandbox, actor: Actor, patterns: Sequence[str]) -> bool:
     """Let a sandbox reach these as well; whether its machine holds to it already, or there is none.
 
-    Repeatable. Invalid for a pattern that is none; Conflict where everything is allowed: a list would forbid the rest.
+    What waits for that goes on. Repeatable. Invalid for a pattern that is none; Conflict where everything is allowed: a
+    list would forbid the rest.
     """
-    await in_thread(_allow, sandbox, actor, patterns)
+    await in_thread(_add, sandbox, actor, patterns, "allow_net")
     return await network_push(sandbox=sandbox)
 
 
-def _allow(sandbox: Sandbox, actor: Actor, patterns: Sequence[str]) -> None:
+async def network_deny(*, sandbox: Sandbox, actor: Actor, patterns: Sequence[str]) -> bool:
+    """Deny a sandbox these from now on, as `network_allow` allows them."""
+    await in_thread(_add, sandbox, actor, patterns, "deny_net")
+    return await network_push(sandbox=sandbox)
+
+
+def _add(sandbox: Sandbox, actor: Actor, patterns: Sequence[str], to: Literal["allow_net", "deny_net"]) -> None:
     permissions.require(actor, "sandbox.network", sandbox.organization_id)
     check_patterns(patterns, field="patterns")
     for _ in range(ATTEMPTS):
         sandbox.refresh_from_db()
-        if sandbox.allow_net is None:
+        before: list[str] | None = getattr(sandbox, to)
+        if before is None:
             raise Conflict("it may reach every public host: a list would forbid all others", state=sandbox.state)
-        wanted = list(dict.fromkeys([*sandbox.allow_net, *patterns]))
+        wanted = list(dict.fromkeys([*before, *patterns]))
         if len(wanted) > MAX_RULES:
             raise Invalid(f"its list would have more than {MAX_RULES} patterns", field="patterns")
-        if wanted == sandbox.allow_net or _write(sandbox, actor, wanted, sandbox.deny_net, sandbox.network_version):
+        lists = _Lists.of(sandbox)
+        lists = replace(lists, allow_net=wanted) if to == "allow_net" else replace(lists, deny_net=wanted)
+        if wanted == before or _write(sandbox, actor, lists, sandbox.network_version):
             return
     raise Conflict("others are changing what it may reach all the time: try again", state=sandbox.state)
 
 
-def _write(
-    sandbox: Sandbox, actor: Actor, allow_net: Sequence[str] | None, deny_net: Sequence[str], version: int | None
-) -> bool:
-    allow = None if allow_net is None else list(dict.fromkeys(allow_net))
-    deny = list(dict.fromkeys(deny_net))
+def _write(sandbox: Sandbox, actor: Actor, lists: _Lists, version: int | None) -> bool:
     with transaction.atomic():
         rows = Sandbox.objects.filter(pk=sandbox.pk)
         if version is not None:
             rows = rows.filter(network_version=version)
-        before = rows.values_list("allow_net", "deny_net").first()
-        if before is None or not rows.update(allow_net=allow, deny_net=deny, network_version=F("network_version") + 1):
+        before = rows.values("allow_net", "deny_net", "ask_net").first()
+        if before is None or not rows.update(**lists.fields(), network_version=F("network_version") + 1):
             return False
         sandbox.refresh_from_db()
         events.publish_sandbox(sandbox)
@@ -114,10 +143,8 @@ def _write(
             organization_id=sandbox.organization_id,
             action="sandbox.network",
             target=sandbox.public_id,
-            allow_net=allow,
-            deny_net=deny,
-            allow_net_before=before[0],
-            deny_net_before=before[1],
+            **lists.fields(),
+            **{f"{name}_before": value for name, value in before.items()},
         )
         timeline.record_happening(
             sandbox=sandbox, text=f"What it may reach was changed by {actor.label[:150]}", actor=actor.label[:150]

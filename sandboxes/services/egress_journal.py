@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.utils import timezone
 
 from sandboxes import audit, runtime
 from sandboxes.config import config
 from sandboxes.database import in_thread
-from sandboxes.egress import shown
+from sandboxes.egress import pattern_of, shown
 from sandboxes.events import denial_payload
 from sandboxes.models import EgressDenial, EgressPosition, EgressRecord, Sandbox, SandboxState
 from vm.api import PassageBatch, PassageEntry
@@ -69,7 +69,8 @@ def _keep(position: EgressPosition, batch: PassageBatch) -> bool:
         machines = {entry.machine for entry in batch.entries}
         sandboxes = {row.machine: row for row in _named(machines).select_related("organization")}
         records = [_record(sandboxes[entry.machine], entry) for entry in batch.entries if entry.machine in sandboxes]
-        EgressRecord.objects.bulk_create(records, batch_size=500, ignore_conflicts=True)
+        over = [record for record in records if record.verdict != Verdict.ASKED]
+        EgressRecord.objects.bulk_create(over, batch_size=500, ignore_conflicts=True)
         _tell({row.pk: row for row in sandboxes.values()}, records)
     return True
 
@@ -103,17 +104,20 @@ def _record(sandbox: Sandbox, entry: PassageEntry) -> EgressRecord:
 
 
 def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> None:
-    """Events for denials that are new, as many as a person may want to read."""
-    since = timezone.now() - QUIET
+    """Events for denials that are new, and for what waits for an answer: as many as a person may want to read."""
+    now = timezone.now()
+    since = now - QUIET
     found: dict[tuple[int, str, int, str], EgressRecord] = {}
     for record in records:
-        if record.verdict == Verdict.DENIED and record.at > since:
+        if _is_told(sandboxes[record.sandbox_id], record, now):
             found.setdefault((record.sandbox_id, record.host, record.port, record.rule), record)
     if not found:
         return
     told = EgressDenial.objects.filter(sandbox__in={key[0] for key in found}, at__gt=since)
+    counts = Counter(told.values_list("sandbox_id", flat=True))
+    # What waited in vain may be asked about again
+    told = told.filter(Q(waits_until=None) | Q(waits_until__gt=now))
     known = set(told.values_list("sandbox_id", "host", "port", "rule"))
-    counts = Counter(key[0] for key in known)
     for key, record in found.items():
         if key in known or counts[record.sandbox_id] > MOST:
             continue
@@ -130,9 +134,23 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
                 port=record.port,
                 rule=record.rule,
                 detail=record.detail,
+                waits_until=_waits_until(record) if record.verdict == Verdict.ASKED else None,
             )
         denial.save()
         audit.publish(organization_id=sandbox.organization_id, kind="denial", payload=denial_payload(sandbox, denial))
+
+
+def _is_told(sandbox: Sandbox, record: EgressRecord, now: datetime) -> bool:
+    if record.verdict == Verdict.ASKED:
+        return _waits_until(record) > now
+    if record.verdict != Verdict.DENIED or record.at <= now - QUIET:
+        return False
+    # Somebody denied exactly this, and knows it
+    return not (record.rule in sandbox.deny_net and record.rule == pattern_of(record.host, record.port))
+
+
+def _waits_until(record: EgressRecord) -> datetime:
+    return record.at + timedelta(seconds=record.seconds)
 
 
 def egress_prune(*, now: datetime | None = None) -> None:

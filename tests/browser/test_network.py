@@ -96,6 +96,33 @@ def test_a_denial_is_told_and_allowed_with_one_click(place: Place, page: Page, c
     assert complaints == []
 
 
+def test_a_person_is_asked_and_answers(place: Place, page: Page, complaints: list[str]) -> None:
+    """Where he works, with both answers, and each is a pattern from then on."""
+    workspace = create(page, unique("Cay"))
+    address = page.url
+    network(page)
+    page.get_by_role("radio", name="Only these").check()
+    page.get_by_label("Ask about any other host").check()
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_text("Applied: it holds from now on")).to_be_visible()
+    page.goto(address)
+    workspace.wait_for_shell()
+    for host, answer in (("first.example", "Allow"), ("second.example", "Deny")):
+        if made_up(place):
+            waits = {"verdict": Verdict.ASKED, "rule": "ask", "seconds": 60.0, "detail": f"{host}:8443 waits"}
+            connects(place, page, host=host, **waits)
+        else:
+            workspace.type(f"curl -sm 50 https://{host}:8443/ &")
+        notice = page.locator("[data-sonner-toast]").filter(has_text=f"{host}:8443: allow it?")
+        notice.get_by_role("button", name=answer).click()
+        expect(page.get_by_text(re.compile(rf"{host}:8443 is (allowed|denied)")).first).to_be_visible()
+    network(page)
+    expect(page.get_by_label("Allowed", exact=True)).to_have_value("first.example:8443")
+    expect(page.get_by_label("Denied, also where it is allowed above")).to_have_value("second.example:8443")
+    expect(page.get_by_label("Ask about any other host")).to_be_checked()
+    assert complaints == []
+
+
 @pytest.fixture
 def in_memory(place: Place) -> None:
     if not made_up(place):

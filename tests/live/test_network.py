@@ -58,20 +58,21 @@ class Rest:
     """The network of one sandbox over REST."""
 
     def __init__(self, installation: Installation, sandbox: str) -> None:
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {installation.token}"},
-            timeout=20,
-        )
+        self._headers = {"Authorization": f"Bearer {installation.token}"}
         self._network = f"{installation.url}/api/v1/sandboxes/{sandbox}/network"
 
-    def get(self, path: str = "", **query: Any) -> Any:
-        return self._client.get(self._network + path, params=query).raise_for_status().json()
+    def _ask(self, method: str, path: str = "", **what: Any) -> Any:
+        answer = httpx.request(method, self._network + path, headers=self._headers, timeout=20, **what)
+        return answer.raise_for_status().json()
 
-    def put(self, allow: list[str]) -> Any:
-        return self._client.put(self._network, json={"allow_net": allow}).raise_for_status().json()
+    def get(self, path: str = "", **query: Any) -> Any:
+        return self._ask("GET", path, params=query)
+
+    def put(self, allow: list[str], *, ask: bool = False) -> Any:
+        return self._ask("PUT", json={"allow_net": allow, "ask_net": ask})
 
     def allow(self, *patterns: str) -> Any:
-        return self._client.post(f"{self._network}/allow", json={"patterns": patterns}).raise_for_status().json()
+        return self._ask("POST", "/allow", json={"patterns": patterns})
 
     def hosts(self) -> list[str]:
         """Of every connection, oldest first."""
@@ -133,6 +134,27 @@ def test_a_rule_less_closes_what_is_open(installation: Installation, sandbox: An
     until(lambda: there("/tmp/said"), "it is closed", 1.5)
     assert sandbox.fs.read_text_file("/tmp/said") == "ConnectionResetError"
     until(lambda: rest.get("/connections", limit=1)[0]["verdict"] == "cut", "it is journalled", 15)
+    rest.put(["good.example"])
+
+
+def test_a_person_is_asked_while_the_connection_waits(
+    installation: Installation, sandbox: Any, upstreams: Upstreams
+) -> None:
+    """Nobody looks the host up before; with the answer curl in the guest gets its page."""
+    rest = Rest(installation, sandbox.id)
+    rest.put([], ask=True)
+    script = (
+        f"curl -s -m 50 -o /dev/null -w '%{{http_code}}' http://asked.example:{upstreams.web}/ > /tmp/asked || true"
+    )
+    waiting = sandbox.spawn("sh", args=["-c", script], stdout="null", stderr="null")
+    until(lambda: bool(rest.get()["denials"]) and rest.get()["denials"][0]["host"] == "asked.example", "asked", 15)
+    asked = rest.get()["denials"][0]
+    assert asked["waits_until"] is not None
+    assert "asked.example" not in upstreams.asked
+    assert rest.allow(asked["pattern"])["applied"] is True
+    waiting.wait()
+    assert sandbox.fs.read_text_file("/tmp/asked") == "200"
+    until(lambda: rest.hosts()[-1] == "asked.example", "it is journalled", 15)
     rest.put(["good.example"])
 
 

@@ -17,11 +17,14 @@ class Verdict(StrEnum):
     DENIED = "denied"
     FAILED = "failed"  # allowed, but its host could not be found or reached
     CUT = "cut"  # allowed at first; then the policy changed
+    ASKED = "asked"  # not over yet: it waits for a decision, for so many `seconds` from when it `began`
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One connection that has ended. `began` in epoch seconds; bytes as the guest `sent` and `received` them.
+    """One connection that has ended, or waits to be allowed.
+
+    `began` in epoch seconds; bytes as the guest `sent` and `received` them.
 
     `kind` says what it was; `method`, `path` and `status` are of a request, where somebody could read it.
     """

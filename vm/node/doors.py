@@ -44,6 +44,7 @@ class Doors:
     def __init__(self, config: NodeConfig, layout: Layout) -> None:
         """HypervisorError if what the administrator opened cannot be read."""
         self._layout = layout
+        self._patience = config.egress_ask_seconds
         try:
             self._refusals = Refusals(config.egress_internal_allow, is_own)
             self._upstream = Upstream(resolver_address(config.egress_dns))
@@ -81,6 +82,7 @@ class Doors:
                 refusals=self._refusals,
                 upstream=self._upstream,
                 journal=partial(self.spool.add, record.machine),
+                patience=self._patience,
             )
             door = _Door(sockets, names, gate)
             _drain(sockets)
@@ -126,7 +128,7 @@ class Doors:
 
 def policy_of(policy: EgressPolicy) -> Policy:
     """Its rules. ValueError names the bad pattern."""
-    return Policy(policy.allow_net, policy.deny)
+    return Policy(policy.allow_net, policy.deny, policy.ask)
 
 
 def resolver_address(text: str) -> tuple[str, int] | None:

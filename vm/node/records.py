@@ -120,7 +120,7 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
 def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
     """An EgressPolicy from its wire form. TypeError, KeyError or ValueError if it is none."""
     allow = data["allow_net"]
-    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]))
+    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]), bool(data.get("ask", False)))
 
 
 def record_load(path: Path) -> Record:

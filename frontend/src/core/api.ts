@@ -9,7 +9,7 @@ export type Resources = Schemas["Resources"];
 export type Token = Schemas["TokenOut"];
 export type Member = Schemas["MemberOut"];
 export type Me = Schemas["Me"];
-type Policy = Pick<Schemas["NetworkIn"], "allow_net"> & { deny_net: string[] };
+type Policy = Pick<Schemas["NetworkOut"], "allow_net" | "deny_net" | "ask_net">;
 
 export class ApiError extends Error {
   readonly code: string;
@@ -160,6 +160,10 @@ export class Api {
 
   networkAllow(id: string, patterns: string[]): Promise<Schemas["NetworkChanged"]> {
     return this.#ask("POST", `/sandboxes/${id}/network/allow`, { patterns });
+  }
+
+  networkDeny(id: string, patterns: string[]): Promise<Schemas["NetworkChanged"]> {
+    return this.#ask("POST", `/sandboxes/${id}/network/deny`, { patterns });
   }
 
   /** Newest first. */

@@ -12,6 +12,7 @@ import {
   policyOf,
   same,
   unitOf,
+  waits,
   why,
 } from "./network";
 
@@ -21,9 +22,9 @@ const denial = (remedy: Denial["remedy"], host = "a.example") =>
 
 test("a draft says the policy it was made of, and no list is not an empty one", () => {
   for (const policy of [
-    { allow_net: null, deny_net: [] },
-    { allow_net: [], deny_net: ["b.example"] },
-    { allow_net: ["a.example:443", "*.example"], deny_net: [] },
+    { allow_net: null, deny_net: [], ask_net: false },
+    { allow_net: [], deny_net: ["b.example"], ask_net: true },
+    { allow_net: ["a.example:443", "*.example"], deny_net: [], ask_net: false },
   ])
     expect(policyOf(draftOf(policy))).toEqual(policy);
 });
@@ -34,10 +35,23 @@ test("empty lines and spaces mean nothing, and a problem is told by its line", (
   expect(lineNumbers(text)).toEqual([2, 4]);
   expect(added(text, ["b.example", "c.example"])).toBe("a.example\nb.example\nc.example");
   expect(
-    same({ listed: true, allow: text, deny: "" }, { listed: true, allow: "a.example\nb.example", deny: " " }),
+    same(
+      { listed: true, ask: false, allow: text, deny: "" },
+      { listed: true, ask: false, allow: "a.example\nb.example", deny: " " },
+    ),
   ).toBe(true);
-  expect(same({ listed: false, allow: "x", deny: "" }, { listed: false, allow: "", deny: "" })).toBe(true);
-  expect(same({ listed: true, allow: "", deny: "" }, { listed: false, allow: "", deny: "" })).toBe(false);
+  expect(
+    same(
+      { listed: false, ask: false, allow: "x", deny: "" },
+      { listed: false, ask: false, allow: "", deny: "" },
+    ),
+  ).toBe(true);
+  expect(
+    same(
+      { listed: true, ask: false, allow: "", deny: "" },
+      { listed: false, ask: false, allow: "", deny: "" },
+    ),
+  ).toBe(false);
 });
 
 test("connections come together newest first, each once, and not without end", () => {
@@ -64,4 +78,12 @@ test("a reason is a sentence, and a host in it stays as it is spelled", () => {
   expect(why("a.example:443 is denied")).toBe("a.example:443 is denied.");
   expect(why("It is.")).toBe("It is.");
   expect(why("")).toBe("");
+});
+
+test("a connection waits for an answer until its time is up", () => {
+  const at = (time: string | null) => ({ waits_until: time }) as Denial;
+  const now = Date.parse("2026-11-25T20:00:00Z");
+  expect(waits(at("2026-11-25T20:00:01Z"), now)).toBe(true);
+  expect(waits(at("2026-11-25T19:59:59Z"), now)).toBe(false);
+  expect(waits(at(null), now)).toBe(false);
 });

@@ -20,13 +20,16 @@ export const VERDICT_LABEL: Record<Verdict, string> = {
 /** One policy as it is edited: texts with a pattern in each line. */
 export interface Draft {
   listed: boolean;
+  /** Whether somebody is asked about a host that is on neither list. */
+  ask: boolean;
   allow: string;
   deny: string;
 }
 
-export function draftOf(network: Pick<Network, "allow_net" | "deny_net">): Draft {
+export function draftOf(network: Pick<Network, "allow_net" | "deny_net" | "ask_net">): Draft {
   return {
     listed: network.allow_net !== null,
+    ask: network.ask_net,
     allow: (network.allow_net ?? []).join("\n"),
     deny: network.deny_net.join("\n"),
   };
@@ -51,8 +54,17 @@ export function added(text: string, more: readonly string[]): string {
   return [...known, ...more.filter((pattern) => !known.includes(pattern))].join("\n");
 }
 
-export function policyOf(draft: Draft): { allow_net: string[] | null; deny_net: string[] } {
-  return { allow_net: draft.listed ? patterns(draft.allow) : null, deny_net: patterns(draft.deny) };
+export function policyOf(draft: Draft): Pick<Network, "allow_net" | "deny_net" | "ask_net"> {
+  return {
+    allow_net: draft.listed ? patterns(draft.allow) : null,
+    deny_net: patterns(draft.deny),
+    ask_net: draft.listed && draft.ask,
+  };
+}
+
+/** Whether a connection waits for somebody's answer now. */
+export function waits(denial: Denial, now: number): boolean {
+  return denial.waits_until !== null && Date.parse(denial.waits_until) > now;
 }
 
 /** Whether two drafts mean the same. */

@@ -392,6 +392,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sandboxes/{sandbox}/network/deny": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Deny
+         * @description Add to the list of what it may not reach.
+         */
+        post: operations["ide_api_network_deny"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes/{sandbox}/network/proposal": {
         parameters: {
             query?: never;
@@ -793,7 +813,9 @@ export interface components {
         };
         /**
          * DenialOut
-         * @description A denial; `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
+         * @description A denial, or with `waits_until` a connection that waits for an answer.
+         *
+         *     `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
          */
         DenialOut: {
             /** At */
@@ -817,6 +839,8 @@ export interface components {
             rule: string;
             /** Sandbox */
             sandbox: string;
+            /** Waits Until */
+            waits_until: string | null;
         };
         /**
          * Extension
@@ -966,6 +990,8 @@ export interface components {
             allow_net: string[] | null;
             /** Applied */
             applied: boolean;
+            /** Ask Net */
+            ask_net: boolean;
             /** Denials */
             denials: components["schemas"]["DenialOut"][];
             /** Deny Net */
@@ -992,6 +1018,11 @@ export interface components {
         NetworkIn: {
             /** Allow Net */
             allow_net: string[] | null;
+            /**
+             * Ask Net
+             * @default false
+             */
+            ask_net: boolean;
             /** Deny Net */
             deny_net?: string[];
             /** Version */
@@ -1000,10 +1031,14 @@ export interface components {
         /**
          * NetworkOut
          * @description What a sandbox may reach; `allow_net` null: every public host. Deny rules go before.
+         *
+         *     `ask_net`: a connection to a host that no list names waits for a while, to be allowed or denied.
          */
         NetworkOut: {
             /** Allow Net */
             allow_net: string[] | null;
+            /** Ask Net */
+            ask_net: boolean;
             /** Denials */
             denials: components["schemas"]["DenialOut"][];
             /** Deny Net */
@@ -2458,6 +2493,50 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_deny: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PatternsIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkChanged"];
+                };
+            };
             /** @description Bad Request */
             400: {
                 headers: {

@@ -60,6 +60,10 @@ def test_a_policy_is_looked_at_and_changed(home: Team, node: FakeNode, sandbox: 
     ask(member, "POST", f"{path}/allow", {"patterns": ["a.example"]}, status=409)
     ask(member, "PUT", path, {"allow_net": []})
     assert ask(member, "POST", f"{path}/allow", {"patterns": ["a.example:22"]})["allow_net"] == ["a.example:22"]
+    denied = ask(member, "POST", f"{path}/deny", {"patterns": ["b.example:22"]})
+    assert (denied["deny_net"], denied["ask_net"]) == (["b.example:22"], False)
+    assert ask(member, "PUT", path, {"allow_net": [], "ask_net": True})["ask_net"] is True
+    assert node.policy(sandbox.machine).ask
     node.go_down(NodeUnreachable("away"))
     assert ask(member, "PUT", path, {"allow_net": None})["applied"] is False
     node.go_down(None)
@@ -121,6 +125,7 @@ def test_another_organization_s_is_not_found(home: Team, other: Team, node: Fake
         ("GET", "", None),
         ("PUT", "", {"allow_net": None}),
         ("POST", "/allow", {"patterns": []}),
+        ("POST", "/deny", {"patterns": []}),
         ("GET", "/connections", None),
         ("GET", "/connections.jsonl", None),
         ("GET", "/summary", None),

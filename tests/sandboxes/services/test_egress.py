@@ -11,7 +11,7 @@ from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound
 from sandboxes.models import AuditEntry, Event, Organization, Sandbox, SandboxState, TimelineEntry
 from sandboxes.reconcile import reconcile
 from sandboxes.services import lifecycle, suspension
-from sandboxes.services.egress import network_allow, network_set, organization_network_set
+from sandboxes.services.egress import network_allow, network_deny, network_set, organization_network_set
 from tests import factories
 from tests.factories import Team
 from vm.errors import NodeUnreachable
@@ -139,3 +139,16 @@ async def test_a_policy_changed_before_the_boot_is_the_one_it_boots_with(home: T
     assert await network_set(sandbox=sandbox, actor=home.member, allow_net=[], deny_net=[])
     await lifecycle.sandbox_boot(sandbox=stale)
     assert holds(node, stale) == ([], [])
+
+
+async def test_somebody_may_want_to_be_asked(home: Team, node: FakeNode) -> None:
+    """The machine is told so; either answer is one pattern more, and neither changes what else was said."""
+    sandbox = await booted(home, allow_net=["a.example"])
+    await network_set(sandbox=sandbox, actor=home.member, allow_net=["a.example"], deny_net=[], ask_net=True)
+    assert node.policy(sandbox.machine).ask
+    assert await network_allow(sandbox=sandbox, actor=home.member, patterns=["b.example:443"])
+    assert await network_deny(sandbox=sandbox, actor=home.member, patterns=["c.example:443"])
+    assert holds(node, sandbox) == (["a.example", "b.example:443"], ["c.example:443"])
+    assert node.policy(sandbox.machine).ask
+    with pytest.raises(Forbidden):
+        await network_deny(sandbox=sandbox, actor=home.viewer, patterns=["d.example"])

@@ -268,3 +268,31 @@ def test_every_query_of_the_page_uses_an_index(home: Team, sandbox: Sandbox) -> 
     assert "index" in old.lower(), old
     assert selectors.connections(actor=home.viewer, sandbox=sandbox, limit=1)[0].number == 100_000
     assert selectors.summary(actor=home.viewer, sandbox=sandbox, window=Window.WEEK).total.connections == 100_000
+
+
+async def test_what_waits_for_an_answer_is_told_and_not_journalled(sandbox: Sandbox, node: FakeNode) -> None:
+    """Once while it waits, and again when it waits again; what came too late is no question."""
+    waits = {"verdict": Verdict.ASKED, "rule": "ask"}
+    node.passed(sandbox.machine, now(1, seconds=60.0, **waits), now(1, seconds=60.0, **waits))
+    node.passed(sandbox.machine, now(2, seconds=60.0, began=time.time() - 61, **waits))
+    await egress_collect()
+    node.passed(sandbox.machine, now(1, seconds=60.0, **waits))
+    await egress_collect()
+    (asked,) = await denials()
+    assert (asked["host"], asked["remedy"], asked["waits_until"] is not None) == ("h1.example", "allow", True)
+    assert await count() == 0
+    row = await in_thread(Sandbox.objects.select_related("organization").get, pk=sandbox.pk)
+    assert [one["host"] for one in await in_thread(selectors.denials_of, row)] == ["h1.example"]
+    await in_thread(EgressDenial.objects.update, waits_until=timezone.now())
+    assert await in_thread(selectors.denials_of, row) == []
+    node.passed(sandbox.machine, now(1, seconds=60.0, **waits))
+    await egress_collect()
+    assert len(await denials()) == 2
+
+
+async def test_what_somebody_denied_by_name_is_no_news(sandbox: Sandbox, node: FakeNode) -> None:
+    await in_thread(Sandbox.objects.update, deny_net=["h1.example:443", "*.example"])
+    node.passed(sandbox.machine, now(1, rule="h1.example:443"), now(2, rule="*.example"))
+    await egress_collect()
+    assert [(one["host"], one["remedy"]) for one in await denials()] == [("h2.example", "rule")]
+    assert await count() == 2
