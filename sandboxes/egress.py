@@ -80,13 +80,12 @@ def remedy_of(
         return "rule"
     if rule not in (*_UNLISTED, NO_SERVER_NAME) or allow_net is None:
         return "done" if rule in _UNLISTED else ""
-    if _is_listed(host, port, allow_net):
+    decided = Policy(allow_net, [*deny_net, *organization]).judge(ip_address(host) if _is_address(host) else host, port)
+    if decided.allowed:
         return "done"
+    if decided.rule != NOT_LISTED:
+        return ""  # somebody has denied it since
     return "allow" if rule in _UNLISTED or _is_address(host) else ""
-
-
-def _is_listed(host: str, port: int, allow_net: Sequence[str]) -> bool:
-    return Policy(allow_net).judge(ip_address(host) if _is_address(host) else host, port).allowed
 
 
 def _is_address(host: str) -> bool:

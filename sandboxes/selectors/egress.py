@@ -100,7 +100,8 @@ def denials_of(sandbox: Sandbox) -> list[dict[str, Any]]:
     now = timezone.now()
     told = EgressDenial.objects.filter(sandbox=sandbox, at__gt=now - QUIET)
     rows = told.filter(Q(waits_until=None) | Q(waits_until__gt=now)).order_by("-at")
-    return [denial_payload(sandbox, row) for row in rows[:50]]
+    payloads = [denial_payload(sandbox, row) for row in rows[:50]]
+    return [one for one in payloads if one["waits_until"] is None or one["remedy"] == "allow"]
 
 
 def connections(

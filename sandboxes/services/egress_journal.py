@@ -18,7 +18,7 @@ from django.utils import timezone
 from sandboxes import audit, runtime
 from sandboxes.config import config
 from sandboxes.database import in_thread
-from sandboxes.egress import pattern_of, shown
+from sandboxes.egress import ASKED, pattern_of, shown
 from sandboxes.events import denial_payload
 from sandboxes.models import EgressDenial, EgressPosition, EgressRecord, Sandbox, SandboxState
 from vm.api import PassageBatch, PassageEntry
@@ -35,7 +35,7 @@ ROUNDS = 20
 QUIET = timedelta(minutes=10)
 """For which a denial is not told again, and after which it is too old to be told at all."""
 MOST = 20
-"""Denials of one sandbox that are told within that time; one more event says that there are others."""
+"""Denials of one sandbox that are told within that time (one more event says there are others); questions at a time."""
 TOLD_FOR = timedelta(days=1)
 
 
@@ -114,16 +114,19 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
     if not found:
         return
     told = EgressDenial.objects.filter(sandbox__in={key[0] for key in found}, at__gt=since)
-    counts = Counter(told.values_list("sandbox_id", flat=True))
     # What waited in vain may be asked about again
     told = told.filter(Q(waits_until=None) | Q(waits_until__gt=now))
     known = set(told.values_list("sandbox_id", "host", "port", "rule"))
+    counts = Counter((key[0], key[3] == ASKED) for key in known)
     for key, record in found.items():
-        if key in known or counts[record.sandbox_id] > MOST:
+        alike = record.sandbox_id, record.rule == ASKED
+        if key in known or counts[alike] > MOST:
             continue
-        counts[record.sandbox_id] += 1
+        counts[alike] += 1
         sandbox = sandboxes[record.sandbox_id]
-        if counts[record.sandbox_id] > MOST:
+        if counts[alike] > MOST:
+            if record.rule == ASKED:
+                continue  # as many as this are questions enough
             more = f"more than {MOST} hosts were denied in {QUIET.seconds // 60} minutes: its network page has them all"
             denial = EgressDenial(sandbox=sandbox, at=record.at, host="", port=0, rule="", detail=more)
         else:

@@ -109,7 +109,12 @@ def test_a_person_is_asked_and_answers(place: Place, page: Page, complaints: lis
     workspace.wait_for_shell()
     for host, answer in (("first.example", "Allow"), ("second.example", "Deny")):
         if made_up(place):
-            waits = {"verdict": Verdict.ASKED, "rule": "ask", "seconds": 60.0, "detail": f"{host}:8443 waits"}
+            waits: dict[str, Any] = {
+                "verdict": Verdict.ASKED,
+                "rule": "ask",
+                "seconds": 60.0,
+                "detail": f"{host}:8443 waits",
+            }
             connects(place, page, host=host, **waits)
         else:
             workspace.type(f"curl -sm 50 https://{host}:8443/ &")

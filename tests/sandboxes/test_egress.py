@@ -18,18 +18,21 @@ from vm.egress.policy import Policy
         ("a.example", "allow_net", ["*.example"], "done"),
         ("a.example", "allow_net", ["a.example:80"], "allow"),
         ("a.example", "allow_net", None, "done"),
+        ("a.other", "ask", [], "allow"),
+        ("a.other", "ask", ["a.other:443"], "done"),
+        ("b.other", "ask", [], ""),
         ("a.example", "no SNI", [], ""),
         ("192.0.2.1", "no SNI", [], "allow"),
         ("192.0.2.1", "no SNI", None, ""),
         ("10.0.0.1", "always refused", ["10.0.0.1"], "administrator"),
-        ("a.example", "*.example", [], "rule"),
-        ("a.example", "a.example", [], "organization_rule"),
+        ("b.net", "*.net", [], "rule"),
+        ("a.net", "a.net", [], "organization_rule"),
         ("a.example", "host mismatch", [], ""),
     ],
 )
 def test_what_would_let_it_through(host: str, rule: str, allow: list[str] | None, wanted: str) -> None:
     found = remedy_of(
-        host=host, port=443, rule=rule, allow_net=allow, deny_net=["*.example"], organization=["a.example"]
+        host=host, port=443, rule=rule, allow_net=allow, deny_net=["*.net", "b.other"], organization=["a.net"]
     )
     assert found == wanted
 

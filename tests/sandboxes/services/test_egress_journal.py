@@ -290,6 +290,17 @@ async def test_what_waits_for_an_answer_is_told_and_not_journalled(sandbox: Sand
     assert len(await denials()) == 2
 
 
+async def test_a_flood_of_questions_is_none(sandbox: Sandbox, node: FakeNode) -> None:
+    """So many at a time are asked; they leave the denials their own room."""
+    for turn in range(3):
+        many = (now(turn * 40 + n, verdict=Verdict.ASKED, rule="ask", seconds=60.0) for n in range(40))
+        node.passed(sandbox.machine, *many, now(500 + turn))
+        await egress_collect()
+    told = await denials()
+    assert [one["waits_until"] is not None for one in told].count(True) == MOST
+    assert [one["host"] for one in told if one["waits_until"] is None] == [f"h{n}.example" for n in (500, 501, 502)]
+
+
 async def test_what_somebody_denied_by_name_is_no_news(sandbox: Sandbox, node: FakeNode) -> None:
     await in_thread(Sandbox.objects.update, deny_net=["h1.example:443", "*.example"])
     node.passed(sandbox.machine, now(1, rule="h1.example:443"), now(2, rule="*.example"))
