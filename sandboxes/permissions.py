@@ -14,6 +14,7 @@ RULES: dict[str, tuple[Role, str]] = {
     "organization.view": (Role.VIEWER, "read"),
     "organization.edit": (Role.ADMIN, "organization"),
     "organization.spending": (Role.OWNER, "organization"),
+    "organization.network": (Role.ADMIN, "organization"),
     "usage.view": (Role.VIEWER, "read"),
     "member.list": (Role.VIEWER, "read"),
     "member.invite": (Role.ADMIN, "organization"),
@@ -34,6 +35,7 @@ RULES: dict[str, tuple[Role, str]] = {
     "sandbox.extend": (Role.MEMBER, "sandboxes"),
     "sandbox.delete": (Role.MEMBER, "sandboxes"),
     "sandbox.restore": (Role.MEMBER, "sandboxes"),
+    "sandbox.network": (Role.MEMBER, "sandboxes"),
 }
 SCOPES = ("read", "sandboxes", "organization")
 

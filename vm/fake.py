@@ -31,8 +31,12 @@ from vm.api import (
     MachineSpec,
     MachineState,
     Origin,
+    PassageBatch,
+    PassageEntry,
     StopReason,
+    policy_digest,
 )
+from vm.egress.journal import Passage
 from vm.egress.policy import Policy
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset, VmError
 from vm.guest.calls import call
@@ -174,6 +178,8 @@ class FakeNode:
         self._failures: dict[str, deque[VmError]] = {}
         self._history: list[MachineInfo] = []
         self._down: VmError | None = None
+        self._passages: list[PassageEntry] = []
+        self.registries: tuple[str, ...] = ()
 
     # -- failures on demand
 
@@ -206,6 +212,11 @@ class FakeNode:
         """What the machine may reach now."""
         return self._machines[machine].spec.policy
 
+    def passed(self, machine: MachineId, *passages: Passage) -> None:
+        """The machine had these connections."""
+        for passage in passages:
+            self._passages.append(PassageEntry(len(self._passages) + 1, machine, passage))
+
     def disk(self, machine: MachineId) -> Path:
         """The directory that stands for the machine's home; kept until `machine_forget`."""
         return self._machines[machine].guest._home
@@ -234,6 +245,7 @@ class FakeNode:
             vcpus=spec.vcpus,
             since=time.time(),
             origin=Origin.COLD,
+            policy=policy_digest(spec.policy),
         )
         self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine))
         self._history.append(info)
@@ -323,7 +335,18 @@ class FakeNode:
         _require_policy(policy)
         known = self._get(machine)
         known.spec = replace(known.spec, policy=policy)
+        known.info = replace(known.info, policy=policy_digest(policy))
         return known.info
+
+    async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node."""
+        self._enter("egress_passages")
+        if not 1 <= limit <= 2000:
+            raise HypervisorError("between 1 and 2000 connections may be asked for at a time")
+        number = cursor.removeprefix("fake:")
+        after = int(number) if cursor.startswith("fake:") and number.isdecimal() else 0
+        found = [entry for entry in self._passages if entry.number > after][:limit]
+        return PassageBatch(f"fake:{found[-1].number if found else after}", found)
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
@@ -352,6 +375,7 @@ class FakeNode:
             disk_free=disk.free,
             image="0" * 16,
             boot_id="00000000-0000-0000-0000-000000000000",
+            registries=self.registries,
         )
 
     async def stream_open(self, machine: MachineId) -> ByteStream:

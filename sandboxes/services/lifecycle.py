@@ -27,9 +27,10 @@ from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCaus
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.quotas import Amount
 from sandboxes.services import limits, usage
+from sandboxes.services.egress import policy_now
 from sandboxes.states import Move
 from vm import background
-from vm.api import EgressPolicy, Identity, MachineInfo, MachineSpec, MachineState
+from vm.api import Identity, MachineInfo, MachineSpec, MachineState
 from vm.errors import HostFull, ImageMissing, MachineExists, MachineGone, NodeUnreachable, VmError
 
 log = structlog.get_logger("atoll.lifecycle")
@@ -49,7 +50,7 @@ class Wanted:
     """What somebody wants a new sandbox to be. `held_by`: it ends with that connection.
 
     `stop_at` None: a workspace has no deadline then, a sandbox that is no session the latest its organization allows,
-    and none where `unlimited` is asked for and allowed. `allow_net` None: it reaches every public host.
+    and none where `unlimited` is asked for and allowed. `allow_net` None: what new sandboxes of its organization reach.
     """
 
     kind: Kind = Kind.SANDBOX
@@ -58,6 +59,7 @@ class Wanted:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     allow_net: Sequence[str] | None = None
+    deny_net: Sequence[str] = ()
     stop_at: datetime | None = None
     unlimited: bool = False
     session: bool = False
@@ -74,7 +76,8 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     quotas.check_name(wanted.name)
     quotas.check_labels(wanted.labels)
     quotas.check_env(wanted.env)
-    egress.check_allow_net(wanted.allow_net)
+    egress.check_patterns(wanted.allow_net, field="allow_net")
+    egress.check_patterns(wanted.deny_net, field="deny_net")
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
@@ -90,7 +93,8 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             disk_gib=quotas.DISK_GIB,
             labels=dict(wanted.labels),
             env=dict(wanted.env),
-            allow_net=None if wanted.allow_net is None else list(wanted.allow_net),
+            allow_net=organization.allow_net if wanted.allow_net is None else list(wanted.allow_net),
+            deny_net=list(wanted.deny_net),
             session=wanted.session,
             held_by_id=wanted.held_by,
             stop_at=_deadline(wanted, organization, now),
@@ -270,7 +274,7 @@ def sandbox_ended(*, sandbox: Sandbox, cause: StopCause, detail: str = "") -> bo
 async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
     """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError."""
     try:
-        info = await runtime.node().machine_start(machine_spec(sandbox))
+        info = await runtime.node().machine_start(await in_thread(machine_spec, sandbox))
         await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
         # A second boot of the same row: the first one, or the reconciler, follows the machine.
@@ -304,14 +308,14 @@ async def sandbox_follow(*, sandbox: Sandbox, info: MachineInfo) -> None:
 
 
 def machine_spec(sandbox: Sandbox) -> MachineSpec:
-    """What its machine is to be."""
+    """What its machine is to be, and may reach by the rows as they are now."""
     return MachineSpec(
         machine=sandbox.machine,
         memory_mib=sandbox.memory_mb,
         vcpus=sandbox.vcpus,
         disk_gib=sandbox.disk_gib,
         identity=Identity(hostname=_hostname(sandbox), env=sandbox.env),
-        policy=EgressPolicy(allow_net=sandbox.allow_net),
+        policy=policy_now(sandbox=sandbox),
     )
 
 

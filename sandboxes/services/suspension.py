@@ -212,7 +212,7 @@ async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifeti
     permissions.require(actor, "sandbox.fork", sandbox.organization_id)
     fork = await in_thread(_fork_row, sandbox, actor, name, lifetime)
     try:
-        info = await runtime.node().machine_fork(sandbox.machine, machine_spec(fork))
+        info = await runtime.node().machine_fork(sandbox.machine, await in_thread(machine_spec, fork))
     except NodeUnreachable as error:
         # It may have been taken all the same: the reconciler looks.
         raise Unavailable(f"the machine's host does not answer: {error.detail}") from error
@@ -253,6 +253,8 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             labels=sandbox.labels,
             env=sandbox.env,
             allow_net=sandbox.allow_net,
+            deny_net=sandbox.deny_net,
+            ask_net=sandbox.ask_net,
             idle_minutes=sandbox.idle_minutes,
             stop_at=_fork_deadline(sandbox, lifetime),
         )

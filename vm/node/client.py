@@ -16,7 +16,9 @@ from vm.api import (
     MachineId,
     MachineInfo,
     MachineSpec,
+    PassageBatch,
     machine_info_from_json,
+    passages_from_json,
 )
 from vm.errors import BY_CODE, NodeUnreachable, VmError
 from vm.node import capability, wire
@@ -76,13 +78,18 @@ class NodeClient:
         answer = await self._call("machine_policy", machine, {"policy": asdict(policy)})
         return machine_info_from_json(answer)
 
+    async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node."""
+        return passages_from_json(await self._call("egress_passages", "", {"cursor": cursor, "limit": limit}))
+
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
         await self._call("machine_forget", machine)
 
     async def host_info(self) -> HostInfo:
         """See vm.api.Node."""
-        return HostInfo(**await self._call("host_info", ""))
+        answer = await self._call("host_info", "")
+        return HostInfo(**{**answer, "registries": tuple(answer["registries"])})
 
     async def stream_open(self, machine: MachineId) -> ByteStream:
         """See vm.api.Node."""

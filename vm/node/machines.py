@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, PassageBatch, StopReason
 from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, VmError
 from vm.guest.calls import call
@@ -46,6 +46,7 @@ _SUBSCRIBER_ROOM = 1000
 _FLUSHING = 10.0
 _SAVING = 1800.0  # seconds for which writing a machine's memory may take: 4 GiB onto a disk that does 2.5 MB/s
 MAX_BOOTS = 3
+_PASSAGES = 2000
 RUNNING = (MachineState.READY, MachineState.LOST)
 
 
@@ -361,6 +362,12 @@ class Machines:
         self._save(known.record)
         self.doors.change(known.record.body, policy)
         return self.info(known)
+
+    async def passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node.egress_passages."""
+        if not 1 <= limit <= _PASSAGES:
+            raise HypervisorError(f"between 1 and {_PASSAGES} connections may be asked for at a time")
+        return await self.lanes.run("journal", lambda: self.doors.spool.read(cursor, limit), deadline=30)
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""

@@ -15,7 +15,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vm.api import EgressPolicy, Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import (
+    EgressPolicy,
+    Identity,
+    MachineId,
+    MachineInfo,
+    MachineSpec,
+    MachineState,
+    Origin,
+    StopReason,
+    policy_digest,
+)
 from vm.errors import HostFull
 from vm.storage.layout import BodyId, LayerId, Layout
 
@@ -82,6 +92,7 @@ class Record:
             stages=dict(self.stages),
             origin=self.origin,
             note=self.note,
+            policy=policy_digest(self.spec.policy),
         )
 
     def enter(self, state: MachineState, *, reason: StopReason | None = None, detail: str = "") -> None:
@@ -109,7 +120,7 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
 def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
     """An EgressPolicy from its wire form. TypeError, KeyError or ValueError if it is none."""
     allow = data["allow_net"]
-    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]))
+    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]), bool(data.get("ask", False)))
 
 
 def record_load(path: Path) -> Record:
