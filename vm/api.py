@@ -127,7 +127,10 @@ class MachineInfo:
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """The host in numbers; memory and disk in bytes. `pool_ready` clones wait of the `pool_wanted` there should be."""
+    """The host in numbers; memory and disk in bytes. `pool_ready` clones wait of the `pool_wanted` there should be.
+
+    `interceptors` of the `interceptors_wanted` run: without one, hosts that a secret is for cannot be reached.
+    """
 
     name: str
     accelerator: str  # "kvm" or "tcg"
@@ -141,6 +144,8 @@ class HostInfo:
     templates: int = 0
     pool_ready: int = 0
     pool_wanted: int = 0
+    interceptors: int = 0
+    interceptors_wanted: int = 0
 
 
 class ByteStream(Protocol):

@@ -11,17 +11,21 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from vm.api import Secret
 from vm.background import spawn
-from vm.egress.journal import Passage, Verdict
+from vm.egress.explain import answer
+from vm.egress.handover import ACCEPTED, HandOver, head
+from vm.egress.journal import Passage, Verdict, stray_placeholder
 from vm.egress.peek import Claim, Unreadable, looks_like_http, read_head, read_hello
 from vm.egress.policy import Address, Decision, Host, Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import VIRTUAL, VirtualNames
+from vm.egress.secrets import bound_to, placeholders_in
 from vm.egress.splice import Side
 from vm.egress.upstream import NotFound, Upstream
 
@@ -29,7 +33,11 @@ log = logging.getLogger("atoll.egress")
 
 MAX_CONNECTIONS = 1024
 _PEEKING = 10.0  # seconds a client has to say whom it talks to
-_EXPLAINING = 0.5  # seconds in which a client that is denied may show that it speaks HTTP
+_EXPLAINING = 0.5  # seconds in which a client that is denied may show that it speaks HTTP, or TLS
+_EXPLAINING_TLS = 2.0  # where it is expected to
+_TOLD = 10.0  # seconds that telling it over TLS may take
+_FIRST_WORD = 1.0  # seconds in which a client of a host with secrets may show that it speaks TLS on another port
+_HANDING_OVER = 5.0
 _LEAVING = 2.0  # seconds in which it reads what it was told
 _IDLE = 3600.0
 _LOOK = 30.0
@@ -38,6 +46,8 @@ _LOOKUPS = 4  # at a time, for one machine
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
 _ORIGINAL_DST = 80
 _READERS = {443: read_hello, 80: read_head}
+_TLS = 0x16
+_LOOPBACK = IPv4Address("127.0.0.1")
 
 Original = Callable[[socket.socket], tuple[IPv4Address, int]]
 
@@ -67,6 +77,8 @@ class _Connection:
     address: Address | None = None
     decision: Decision | None = None
     verdict: Verdict | None = None
+    tls: bool = False
+    placeholders: frozenset[str] | None = None  # that its interceptor replaces; None if there is none on its way
     began: float = field(default_factory=time.time)
     began_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,7 +96,11 @@ class _Connection:
 
 
 class Gate:
-    """Serves one listener from `open` to `close`. `journal` is told of each connection when it is over."""
+    """Serves one listener from `open` to `close`. `journal` is told of each connection when it is over.
+
+    `interceptor` says where connections are handed over that a secret is for, or that are denied over TLS; there
+    `token` stands for this machine. None where no interceptor lives.
+    """
 
     def __init__(
         self,
@@ -96,6 +112,9 @@ class Gate:
         upstream: Upstream,
         journal: Callable[[Passage], None],
         limit: int = MAX_CONNECTIONS,
+        secrets: Sequence[Secret] = (),
+        token: str = "",
+        interceptor: Callable[[], Awaitable[int | None]] | None = None,
         original: Original = original_destination,
     ) -> None:
         self._listener = listener
@@ -105,6 +124,9 @@ class Gate:
         self._upstream = upstream
         self._journal = journal
         self._limit = limit
+        self._secrets = tuple(secrets)
+        self._token = token
+        self._interceptor = interceptor
         self._original = original
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,15 +162,30 @@ class Gate:
         for connection in list(self._connections):
             connection.reset()
 
-    def change(self, policy: Policy) -> None:
-        """Let another policy hold, for the connections that there are already as well."""
-        self._policy = policy
+    def change(self, policy: Policy, secrets: Sequence[Secret] = ()) -> None:
+        """Let another policy and other secrets hold, for the connections that there are already as well."""
+        self._policy, self._secrets = policy, tuple(secrets)
         for connection in list(self._connections):
             if connection.decision is not None and connection.verdict is None:
                 decision = self._judged(connection)
+                if decision.allowed and self._is_on_another_way(connection):
+                    said = f"{connection.host}:{connection.port} was reset, because its secrets were changed."
+                    decision = Decision(False, "secrets", said)
                 if not decision.allowed:
                     connection.decision, connection.verdict = decision, Verdict.CUT
                     connection.reset()
+
+    def _is_on_another_way(self, connection: _Connection) -> bool:
+        """Whether a secret of its host was revoked, or its first one was given: a new value alone is no reason."""
+        bound = self._bound(connection)
+        if connection.placeholders is None:
+            return connection.tls and bool(bound)
+        return not connection.placeholders <= {secret.placeholder for secret in bound}
+
+    def _bound(self, connection: _Connection) -> tuple[Secret, ...]:
+        if not isinstance(connection.host, str):
+            return ()
+        return bound_to(self._secrets, connection.host, connection.port)
 
     # -- accepting
 
@@ -221,13 +258,12 @@ class Gate:
         if not first.allowed and not first.open:
             raise _Denied(first)
         connection.claim = await self._claimed(connection, guest, first)
-        sock = await self._dialled(connection)
-        connection.upstream = upstream = Side(sock, connection.side_gone)
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: upstream, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
+        if connection.tls and (bound := self._bound(connection)):
+            connection.placeholders = frozenset(secret.placeholder for secret in bound)
+            connection.address = (await self._addresses(connection))[0]
+            upstream = await self._handed_over(connection)
+        else:
+            upstream = await self._joined(connection, await self._dialled(connection))
         decision = self._judged(connection)
         if not decision.allowed:  # it was changed meanwhile
             raise _Denied(decision)
@@ -236,6 +272,43 @@ class Gate:
             connection.reset()
         else:
             guest.join(upstream)
+
+    async def _joined(self, connection: _Connection, sock: socket.socket) -> Side:
+        connection.upstream = upstream = Side(sock, connection.side_gone)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: upstream, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return upstream
+
+    async def _handed_over(self, connection: _Connection) -> Side:
+        """The interceptor's end of a connection, which it takes from here. _Denied if none does."""
+        host, port, denied = connection.host, connection.port, connection.decision
+        interceptor = await self._interceptor() if self._interceptor is not None else None
+        try:
+            if interceptor is None or not isinstance(host, str):
+                raise OSError("none lives")
+            address = None if denied is not None else connection.address
+            failed = connection.verdict is Verdict.FAILED
+            handed = HandOver(self._token, host, port, address=address, denied=denied, failed=failed)
+            async with asyncio.timeout(_HANDING_OVER):
+                side = await self._joined(connection, await self._upstream.dial(_LOOPBACK, interceptor))
+                if side.transport is not None:
+                    side.transport.write(head(handed))
+                while not (side.held or b"").startswith(ACCEPTED):
+                    if len(side.held or b"") >= len(ACCEPTED) or not await side.more(_HANDING_OVER):
+                        raise OSError("it was not taken")
+        except (OSError, TimeoutError) as error:
+            if connection.upstream is not None:
+                connection.upstream.reset()
+                connection.upstream = None
+            said = f"{host}:{port} cannot be reached now: what puts secrets into requests to it does not answer."
+            raise _Denied(Decision(False, "interceptor", f"{said} Try again in a moment."), Verdict.FAILED) from error
+        if side.held is not None:
+            del side.held[: len(ACCEPTED)]
+        side.counted = 0
+        return side
 
     def _judge_dialled(self, connection: _Connection) -> Decision:
         host, port = connection.host, connection.port
@@ -253,6 +326,8 @@ class Gate:
         """What the client says itself, where it must say something. _Denied if it says nothing, or something else."""
         host, port = connection.host, connection.port
         reader = _READERS.get(port)
+        if reader is None and self._bound(connection) and await self._speaks_tls(guest, _FIRST_WORD):
+            reader = read_hello
         if reader is None:
             return None
         until = time.monotonic() + _PEEKING
@@ -262,6 +337,9 @@ class Gate:
                     raise Unreadable("the client did not say in time whom it talks to")
         except Unreadable as error:
             raise _Denied(Decision(False, "unreadable", f"{host}:{port} is denied: {error}.")) from error
+        connection.tls = reader is read_hello
+        if not connection.tls:
+            self._look_for_placeholders(connection, guest.held or b"")
         if claim.host is None:
             # Nobody names an address in TLS: a rule for that address is needed, not only none against it
             if not isinstance(host, str) and any(rule.matches(host, port) for rule in self._policy.allow or ()):
@@ -281,9 +359,34 @@ class Gate:
             raise _Denied(Decision(False, "host mismatch", said))
         return claim
 
+    async def _speaks_tls(self, guest: Side, patience: float) -> bool:
+        until = time.monotonic() + patience
+        while not guest.held and await guest.more(until - time.monotonic()):
+            pass
+        return guest.held is not None and guest.held[:1] == bytes([_TLS])
+
+    def _look_for_placeholders(self, connection: _Connection, request: bytes | bytearray) -> None:
+        """Tell of placeholders in a plain request: they travel as they are, since no value ever travels so."""
+        names = {secret.placeholder: secret.name for secret in self._secrets}
+        for placeholder in set(placeholders_in(request)):
+            self._journal(stray_placeholder(str(connection.host), connection.port, names.get(placeholder), plain=True))
+
     async def _dialled(self, connection: _Connection) -> socket.socket:
         """A socket to an address that was checked. _Denied."""
         host, port = connection.host, connection.port
+        failure: Exception | None = None
+        for address in await self._addresses(connection):
+            connection.address = address
+            try:
+                return await self._upstream.dial(address, port)
+            except (OSError, TimeoutError) as error:
+                failure = error
+        why = getattr(failure, "strerror", None) or "no answer in time"
+        raise _Denied(Decision(False, "unreachable", f"{host}:{port} cannot be reached: {why}."), Verdict.FAILED)
+
+    async def _addresses(self, connection: _Connection) -> list[Address]:
+        """Some addresses that the host has and that were checked, at least one. _Denied."""
+        host = connection.host
         if isinstance(host, str):
             try:
                 async with self._lookups:
@@ -292,22 +395,18 @@ class Gate:
                 raise _Denied(Decision(False, "not found", f"{error}."), Verdict.FAILED) from error
         else:
             addresses = [host]
-        failure: Exception | None = None
+        checked: list[Address] = []
         denied: Decision | None = None
         for address in addresses[:_ADDRESSES]:
             connection.address = address
             decision = self._judged(connection)
-            if not decision.allowed:
+            if decision.allowed:
+                checked.append(address)
+            else:
                 denied = decision
-                continue
-            try:
-                return await self._upstream.dial(address, port)
-            except (OSError, TimeoutError) as error:
-                failure = error
-        if failure is None and denied is not None:
+        if not checked and denied is not None:
             raise _Denied(denied)
-        why = getattr(failure, "strerror", None) or "no answer in time"
-        raise _Denied(Decision(False, "unreachable", f"{host}:{port} cannot be reached: {why}."), Verdict.FAILED)
+        return checked
 
     def _judged(self, connection: _Connection) -> Decision:
         """The decision about a connection with all that is known of it by now."""
@@ -328,19 +427,33 @@ class Gate:
         decision = connection.decision
         if decision is None or guest.closed:
             return
-        if connection.port != 443:
-            until = time.monotonic() + _EXPLAINING
-            while not guest.held and await guest.more(until - time.monotonic()):
-                pass
-            if guest.held and looks_like_http(guest.held):
-                guest.say(_page(connection.host, connection.port, decision, connection.verdict))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LEAVING):
-                        while await guest.more(_LEAVING):
-                            pass
-                guest.close()
-                return
-        guest.reset()
+        tls = await self._speaks_tls(guest, _EXPLAINING_TLS if connection.port == 443 else _EXPLAINING)
+        if guest.held and connection.port != 443 and looks_like_http(guest.held):
+            failed = connection.verdict is Verdict.FAILED
+            guest.say(answer(connection.host, connection.port, decision, failed=failed))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVING):
+                    while await guest.more(_LEAVING):
+                        pass
+            guest.close()
+        elif tls and await self._names_host(connection, guest):
+            with suppress(_Denied, TimeoutError):
+                async with asyncio.timeout(_TOLD):
+                    guest.join(await self._handed_over(connection))
+                    await connection.ended.wait()
+            guest.reset()
+        else:
+            guest.reset()
+
+    async def _names_host(self, connection: _Connection, guest: Side) -> bool:
+        """Whether a client that is denied says in TLS whom it means, so that it can be answered in that name."""
+        until = time.monotonic() + _EXPLAINING_TLS
+        with suppress(Unreadable):
+            while (claim := read_hello(guest.held or b"")) is None:
+                if not await guest.more(until - time.monotonic()):
+                    return False
+            return isinstance(claim.host, str) and claim.host == connection.host
+        return False
 
     def _write_down(self, connection: _Connection) -> None:
         decision = connection.decision or Decision(False, "", "the client went away")
@@ -377,19 +490,6 @@ def _first_denial(policy: Policy, host: Host, port: int) -> Decision | None:
 def _always_refused(host: Host, port: int, what: str) -> Decision:
     said = f"{host}:{port} is refused: it is {what}. Only the administrator of this installation can open it."
     return Decision(False, "always refused", said)
-
-
-def _page(host: Host, port: int, decision: Decision, verdict: Verdict | None) -> bytes:
-    if verdict is Verdict.FAILED:
-        status, advice = "502 Bad Gateway", ""
-    else:
-        status = "403 Forbidden"
-        advice = f'\nRule: {decision.rule}\nTo allow it, add "{host}:{port}" to the sandbox\'s allow_net.\n'
-        if decision.rule in ("always refused", "unknown address", "unreadable", "host mismatch"):
-            advice = f"\nRule: {decision.rule}\n"
-    body = f"Atoll: {decision.sentence}\n{advice}".encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Connection: close\r\nX-Atoll-Egress: denied\r\n\r\n".encode() + body
 
 
 def _drop(sock: socket.socket) -> None:

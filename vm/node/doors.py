@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets as randomness
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ipaddress import ip_address
 
 from vm.api import EgressPolicy, MachineId, Secret
 from vm.egress.gate import Gate
-from vm.egress.journal import Journal
+from vm.egress.journal import Journal, Passage
 from vm.egress.policy import Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import NamesFile, VirtualNames, respond
@@ -24,6 +25,7 @@ from vm.errors import HypervisorError
 from vm.net.addresses import is_own
 from vm.net.sockets import DoorSockets
 from vm.node.config import NodeConfig
+from vm.node.interceptors import Interceptors
 from vm.node.records import Record
 from vm.storage.layout import BodyId, Layout
 
@@ -38,6 +40,7 @@ class _Door:
     names: VirtualNames
     gate: Gate
     journal: Journal
+    token: str  # what stands for it where connections are handed over
 
 
 class Doors:
@@ -53,6 +56,8 @@ class Doors:
             raise HypervisorError(f"the egress settings cannot be read: {error}") from error
         self._made: dict[BodyId, DoorSockets] = {}
         self._open: dict[BodyId, _Door] = {}
+        self._journals: dict[str, Journal] = {}
+        self.interceptors = Interceptors(config, layout, self._heard)
         self._secrets: dict[MachineId, tuple[Secret, ...]] = {}
         self._waiting: set[BodyId] = set()  # for secrets
 
@@ -97,7 +102,8 @@ class Doors:
             return
         try:
             names = NamesFile(self._layout.names(record.machine)).load()
-            journal = Journal()
+            journal, token = Journal(), randomness.token_hex(32)
+            secrets = self._secrets.get(record.machine, ())
             gate = Gate(
                 sockets.tcp,
                 policy=policy_of(record.spec.policy),
@@ -105,8 +111,11 @@ class Doors:
                 refusals=self._refusals,
                 upstream=self._upstream,
                 journal=journal,
+                secrets=secrets,
+                token=token,
+                interceptor=self.interceptors.port,
             )
-            door = _Door(sockets, names, gate, journal)
+            door = _Door(sockets, names, gate, journal, token)
             _drain(sockets)
             gate.open()
         except (OSError, ValueError) as error:
@@ -114,15 +123,21 @@ class Doors:
         del self._made[record.body]
         self._waiting.discard(record.body)
         self._open[record.body] = door
+        self._journals[token] = journal
+        self.interceptors.know(token, record.spec.policy, secrets)
         asyncio.get_running_loop().add_reader(sockets.udp, self._lookups, door)
 
-    def change(self, record: Record) -> None:
-        """Let another policy hold; connections that it forbids are reset before this returns.
+    async def change(self, record: Record) -> None:
+        """Let another policy and other secrets hold; connections that they forbid are reset when this returns.
 
         HypervisorError if a door that waited for it cannot be opened.
         """
-        if record.body in self._open:
-            self._open[record.body].gate.change(policy_of(record.spec.policy))
+        door = self._open.get(record.body)
+        if door is not None:
+            secrets = self._secrets.get(record.machine, ())
+            self.interceptors.know(door.token, record.spec.policy, secrets)
+            door.gate.change(policy_of(record.spec.policy), secrets)
+            await self.interceptors.told()
         elif record.body in self._waiting:
             self.open(record)
 
@@ -134,13 +149,21 @@ class Doors:
             asyncio.get_running_loop().remove_reader(door.sockets.udp)
             door.gate.close()
             door.sockets.close()
+            self.interceptors.forget(door.token)
+            self._journals.pop(door.token, None)
         self.unmade(body)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Shut all of them: without a node there is no network."""
         for body in [*self._open, *self._made]:
             self.shut(body)
         self._upstream.close()
+        await self.interceptors.close()
+
+    def _heard(self, token: str, passage: Passage) -> None:
+        journal = self._journals.get(token)
+        if journal is not None:
+            journal(passage)
 
     def _lookups(self, door: _Door) -> None:
         for _ in range(_LOOKUPS_AT_ONCE):

@@ -366,7 +366,7 @@ class Machines:
         self._save(known.record)
         if known.record.state is not MachineState.STOPPED:  # it gets them when it is started
             self.doors.entrust(machine, secrets)
-            self.doors.change(known.record)
+            await self.doors.change(known.record)
         return self.info(known)
 
     async def forget(self, machine: MachineId) -> None:
@@ -515,7 +515,7 @@ class Machines:
             await self.pool.close()
         if self.starter.groups is not None:
             self.starter.groups.close()
-        self.doors.close()
+        await self.doors.close()
         for disk in self.templates.layers():
             self.starter.drop_spare(disk)
         for machine in self.known.values():

@@ -61,6 +61,7 @@ async def serve(config: NodeConfig) -> None:
         lanes = Lanes()
         try:
             machines, accelerator = await _machines(config, layout, lanes)
+            machines.doors.interceptors.start()
             try:
                 await settle(machines)
                 server = Server(config, machines, accelerator)
@@ -279,7 +280,9 @@ class Server:
         pool = self._machines.pool
         info = host_info(self._config, self._accelerator)
         templates = len(self._machines.templates.sizes())
-        return asdict(replace(info, templates=templates, pool_ready=pool.ready, pool_wanted=pool.wanted))
+        info = replace(info, templates=templates, pool_ready=pool.ready, pool_wanted=pool.wanted)
+        alive, wanted = self._machines.doors.interceptors.alive, self._config.interceptors
+        return asdict(replace(info, interceptors=alive, interceptors_wanted=wanted))
 
     # -- connections that stay
 
