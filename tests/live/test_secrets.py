@@ -206,11 +206,11 @@ async def test_after_a_restart_there_is_no_network_until_secrets_are_told(
     process: NodeProcess, node: Node, machine: str, web: Web
 ) -> None:
     """The next node does not know values: it says so, the guest is refused, and one call puts all of it right."""
+    before = _children(process)
     process.kill()
-    for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in _interceptors()):
-            break
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while any(Path(f"/proc/{pid}").exists() for pid in before):
+            await asyncio.sleep(0.05)
     process.start()
     assert (await node.machine_wait(machine, timeout=BOOT)).policy_wanted
     seen = len(web.keys)

@@ -25,7 +25,7 @@ from vm.egress.peek import Claim, Unreadable, looks_like_http, read_head, read_h
 from vm.egress.policy import Address, Decision, Host, Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import VIRTUAL, VirtualNames
-from vm.egress.secrets import bound_to, placeholders_in
+from vm.egress.secrets import Bindings, placeholders_in
 from vm.egress.splice import Side
 from vm.egress.upstream import NotFound, Upstream
 
@@ -125,6 +125,7 @@ class Gate:
         self._journal = journal
         self._limit = limit
         self._secrets = tuple(secrets)
+        self._bindings = Bindings(secrets)
         self._token = token
         self._interceptor = interceptor
         self._original = original
@@ -164,7 +165,7 @@ class Gate:
 
     def change(self, policy: Policy, secrets: Sequence[Secret] = ()) -> None:
         """Let another policy and other secrets hold, for the connections that there are already as well."""
-        self._policy, self._secrets = policy, tuple(secrets)
+        self._policy, self._secrets, self._bindings = policy, tuple(secrets), Bindings(secrets)
         for connection in list(self._connections):
             if connection.decision is not None and connection.verdict is None:
                 decision = self._judged(connection)
@@ -185,7 +186,7 @@ class Gate:
     def _bound(self, connection: _Connection) -> tuple[Secret, ...]:
         if not isinstance(connection.host, str):
             return ()
-        return bound_to(self._secrets, connection.host, connection.port)
+        return self._bindings.to(connection.host, connection.port)
 
     # -- accepting
 

@@ -60,9 +60,16 @@ def host_rules(secret: Secret) -> list[Rule]:
     return rules
 
 
-def bound_to(secrets: Iterable[Secret], host: Host, port: int) -> tuple[Secret, ...]:
-    """Those of them that may go to this destination."""
-    return tuple(secret for secret in secrets if any(rule.matches(host, port) for rule in host_rules(secret)))
+class Bindings:
+    """Which of a machine's secrets may go where."""
+
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        """ValueError if a secret is not sane."""
+        self._rules = [(secret, host_rules(secret)) for secret in secrets]
+
+    def to(self, host: Host, port: int) -> tuple[Secret, ...]:
+        """Those that may go to this destination."""
+        return tuple(secret for secret, rules in self._rules if any(rule.matches(host, port) for rule in rules))
 
 
 def placeholders_in(data: bytes | bytearray) -> list[str]:

@@ -9,7 +9,7 @@ from vm.api import Secret
 from vm.egress.interceptor.forms import forms
 from vm.egress.interceptor.replace import Replacements
 from vm.egress.policy import Policy
-from vm.egress.secrets import bound_to
+from vm.egress.secrets import Bindings
 
 _RETIRED = 64
 
@@ -29,7 +29,7 @@ class Machine:
         self.policy = policy
         self.secrets = tuple(secrets)
         self._retired: list[Secret] = []
-        self._bound: dict[tuple[str, int], tuple[Secret, ...]] = {}
+        self._bindings = Bindings(secrets)
         self.scrubber = self._scrubber()
 
     def change(self, policy: Policy, secrets: Sequence[Secret]) -> None:
@@ -38,14 +38,12 @@ class Machine:
         before = {secret.value: secret for secret in [*self._retired, *self.secrets] if secret.value not in now}
         self._retired = list(before.values())[-_RETIRED:]
         self.policy, self.secrets = policy, tuple(secrets)
-        self._bound.clear()
+        self._bindings = Bindings(secrets)
         self.scrubber = self._scrubber()
 
     def bound(self, host: str, port: int) -> tuple[Secret, ...]:
         """The secrets that may go there."""
-        if (host, port) not in self._bound:
-            self._bound[host, port] = bound_to(self.secrets, host, port)
-        return self._bound[host, port]
+        return self._bindings.to(host, port)
 
     def name_of(self, placeholder: str) -> str | None:
         """The secret's name; None if the placeholder is another machine's, or of old."""

@@ -256,8 +256,10 @@ class Scene:
                 yield reader, writer
         finally:
             writer.close()
-            with suppress(OSError, ssl.SSLError):
-                await writer.wait_closed()
+            # After a handshake that was cut off nobody tells asyncio's stream that it is closed
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await writer.wait_closed()
 
     async def ask(self, port: int, *lines: str, host: str = API, body: bytes = b"", path: str = "/") -> Answer:
         """One request and its answer, on a connection of its own."""

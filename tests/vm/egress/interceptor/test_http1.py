@@ -348,3 +348,69 @@ async def test_revocation_ends_open_connections(scene: Scene) -> None:
                 await reader.readexactly(1)
         await scene.ask(server.port, f"X-Key: {token.placeholder}")
         assert server.got[-1]["x-key"] == token.placeholder.encode()
+
+
+async def test_a_secret_does_not_open_the_door_to_its_host(scene: Scene) -> None:
+    """Its host must be allowed as well; once it is, the value arrives."""
+    token = secret()
+    async with scene.serving() as server:
+        await scene.tell(token, allow=[OTHER])
+        assert (await scene.ask(server.port, f"X-Key: {token.placeholder}")).status == 403
+        assert not server.got
+        await scene.tell(token, allow=[API])
+        assert (await scene.ask(server.port, f"X-Key: {token.placeholder}")).status == 200
+        assert server.got[-1]["x-key"] == VALUE.encode()
+
+
+async def test_a_request_on_an_open_connection_meets_the_policy_of_now(scene: Scene) -> None:
+    """A connection whose host is not allowed any more is reset."""
+    await scene.tell(secret())
+    async with scene.serving() as server, scene.talking(API, server.port) as (reader, writer):
+        writer.write(request("GET /", f"Host: {API}"))
+        assert (await read_answer(reader)).status == 200
+        await scene.tell(secret(), deny=[API])
+        writer.write(request("GET /", f"Host: {API}"))
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        assert len(server.got) == 1
+
+
+async def test_a_minted_certificate_is_for_one_name_and_some_days(scene: Scene) -> None:
+    """So no second host can be asked for on its connection, and a stolen key is soon worth nothing."""
+    await scene.tell(secret([API, OTHER]))
+    async with scene.serving() as server, scene.talking(API, server.port) as (_reader, writer):
+        shown = writer.get_extra_info("ssl_object").getpeercert()
+        assert shown["subjectAltName"] == (("DNS", API),)
+        life = ssl.cert_time_to_seconds(shown["notAfter"]) - ssl.cert_time_to_seconds(shown["notBefore"])
+        assert life < 3 * 86_400
+
+
+async def test_a_placeholder_in_a_plain_request_is_told_of(scene: Scene) -> None:
+    """It travels as it is, even to its own host: values travel over TLS only."""
+    token = secret()
+    await scene.tell(token)
+    _reader, writer = await scene.connect(API, 80)
+    writer.write(request("GET /", f"Host: {API}", f"X-Key: {token.placeholder}"))
+    alert = await scene.note(Kind.ALERT)
+    assert (alert.host, alert.port, "over TLS only" in alert.detail) == (API, 80, True)
+    assert VALUE not in alert.detail
+    writer.close()
+
+
+async def test_without_an_interceptor_only_its_hosts_are_shut(scene: Scene, tmp_path: Path) -> None:
+    """A host with a secret is reset and the record says why; one without is reached as ever."""
+    alone = Scene(tmp_path)
+    alone.authority = scene.authority
+    alone.open()
+    try:
+        await alone.tell(secret())
+        async with alone.serving(names=[API, OTHER]) as server:
+            assert (await alone.ask(server.port, host=OTHER)).status == 200
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await alone.ask(server.port)
+            assert len(server.got) == 1
+        failed = next(passage for passage in alone.passages if passage.host == API)
+        assert (failed.verdict, failed.rule) == (Verdict.FAILED, "interceptor")
+        assert "Try again" in failed.detail
+    finally:
+        await alone.close()
