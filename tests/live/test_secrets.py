@@ -139,10 +139,10 @@ async def test_elsewhere_the_placeholder_travels(node: Node, machine: str, web: 
     """Another host sees what the guest holds, and its own certificate is not touched."""
     code, said = await _say(node, machine, "curl", f"https://{OTHER}:{web.port}/")
     assert code != 0, said  # the guest does not know the test's authority: nobody stood between
-    code, said = await execute(
+    _code, seen = await execute(
         node, machine, "sh", "-c", f'curl -sSk -m 60 -H "X-Key: $TOKEN" https://{OTHER}:{web.port}/', timeout=120
     )
-    assert web.keys[-1] == (OTHER, TOKEN.placeholder), said
+    assert web.keys[-1] == (OTHER, TOKEN.placeholder), seen
 
 
 async def test_a_denial_over_tls_is_read_in_the_guest(node: Node, machine: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
 from typing import Any
 
 from cryptography import x509
@@ -66,7 +65,7 @@ class Minting:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _BEFORE)
             .not_valid_after(min(now + _LIFE, self._authority.not_valid_after_utc))
-            .add_extension(x509.SubjectAlternativeName([_named(name)]), critical=not common)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=not common)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
@@ -114,10 +113,3 @@ def _require(connection: Any, name: str) -> None:
 def _select(connection: Any, offered: list[bytes]) -> Any:
     # In the client's order, as servers that have no wish of their own do
     return next((one for one in offered if one in _ALPN), SSL.NO_OVERLAPPING_PROTOCOLS)
-
-
-def _named(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)

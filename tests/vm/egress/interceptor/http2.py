@@ -67,14 +67,14 @@ class End:
 
     async def _happened(self, event: Any) -> None:
         if isinstance(event, h2.events.RequestReceived | h2.events.ResponseReceived):
-            self.messages[event.stream_id] = Message(dict(event.headers))
+            self.messages[event.stream_id] = Message(_fields(event.headers))
         elif isinstance(event, h2.events.DataReceived):
             self.received += len(event.data)
             self.messages[event.stream_id].body += event.data
             if self._acknowledge:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.TrailersReceived):
-            self.messages[event.stream_id].trailers = dict(event.headers)
+            self.messages[event.stream_id].trailers = _fields(event.headers)
         elif isinstance(event, h2.events.StreamReset):
             message = self.messages.setdefault(event.stream_id, Message({}))
             message.reset = True
@@ -110,6 +110,10 @@ class End:
             while not (message := self.messages[stream]).done.is_set():
                 await asyncio.sleep(0.01)
         return message
+
+
+def _fields(headers: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in headers}
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import base64
 import gzip
 import html
 import json
+import subprocess
 import zlib
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from tests.vm.egress.interceptor.scene import (
     request,
     secret,
 )
+from vm.node.interceptors import CHECKOUT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -88,6 +90,32 @@ async def test_no_coding_hides_a_value(scene: Scene, coding: str) -> None:
         assert server.got[-1]["accept-encoding"] == b"identity"
     assert answer.body == body.replace(RAW, token.placeholder.encode())
     assert "content-encoding" not in answer.fields
+
+
+def _zstd(data: bytes) -> bytes:
+    """Packed where the library is: the main environment of Python before 3.14 has none."""
+    program = "import sys; from backports import zstd; sys.stdout.buffer.write(zstd.compress(sys.stdin.buffer.read()))"
+    python = str(CHECKOUT / ".venv-interceptor/bin/python")
+    return subprocess.run([python, "-c", program], input=data, capture_output=True, check=True).stdout  # noqa: TID251
+
+
+async def test_zstd_hides_nothing_either(scene: Scene) -> None:
+    """In one frame and in several, in an answer and in a request."""
+    token = secret(places=["body"])
+    await scene.tell(token)
+    body = RAW + b" end" * 50_000
+    for packed in (_zstd(body), _zstd(body[:9]) + _zstd(body[9:])):
+        head = f"200 OK\r\nContent-Encoding: zstd\r\nContent-Length: {len(packed)}"
+        async with scene.serving(answering(head, packed[:20], packed[20:])) as server:
+            asked = _zstd(token.placeholder.encode())
+            answer = await scene.ask(server.port, "Content-Encoding: zstd", body=asked)
+            assert server.got[-1].body == RAW
+        assert answer.body == body.replace(RAW, token.placeholder.encode())
+    bomb = _zstd(bytes(64 * 2**20))
+    head = f"200 OK\r\nContent-Encoding: zstd\r\nContent-Length: {len(bomb)}"
+    async with scene.serving(answering(head, bomb)) as server:
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError, ValueError)):
+            await scene.ask(server.port)
 
 
 @pytest.mark.parametrize(
