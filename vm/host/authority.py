@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from vm.host.run import run
 
 _LIFE = datetime.timedelta(days=3650)
 
@@ -54,6 +57,12 @@ def authority_make(*, certificate: Path, key: Path) -> None:
     )
     _write(key, pem, 0o600)
     _write(certificate, made.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+@lru_cache(maxsize=256)
+def authority_hash(certificate: str) -> str:
+    """OpenSSL's hash of the name in a certificate (PEM): what directories of them are looked up by. CommandFailed."""
+    return run(["openssl", "x509", "-hash", "-noout"], input_text=certificate).stdout.strip()
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -27,7 +27,9 @@ from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
+from vm.host.authority import authority_hash
 from vm.host.cgroups import Bounds, ControlGroups
+from vm.host.run import CommandFailed
 from vm.image.build import host_certificates
 from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
@@ -379,9 +381,11 @@ class Starter:
         """Tell a guest that has just booted whom to trust; what is restored remembers it."""
         certificates = authorities(self._config, self._layout)
         try:
+            hashes = await asyncio.to_thread(lambda: [authority_hash(one) for one in certificates])
+            params = {"certificates": certificates, "hashes": hashes}
             async with asyncio.timeout(30):
-                await expect_ok(call(await channel.open(), "trust", {"certificates": certificates}))
-        except (MachineFailed, TimeoutError) as error:
+                await expect_ok(call(await channel.open(), "trust", params))
+        except (MachineFailed, CommandFailed, TimeoutError) as error:
             # As on a disk that is full: its owner must be able to make room
             log.warning("machine %s does not trust this installation: %s", record.machine, error)
 

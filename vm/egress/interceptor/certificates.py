@@ -14,7 +14,7 @@ from OpenSSL import SSL, crypto
 _LIFE = datetime.timedelta(days=2)
 _BEFORE = datetime.timedelta(hours=1)  # a guest's clock may be behind
 _RENEWED = datetime.timedelta(days=1)
-_KEPT = 2048
+_KEPT = 512
 _MAX_NAME = 64  # characters of a common name
 _ALPN = (b"h2", b"http/1.1")
 

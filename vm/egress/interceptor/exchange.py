@@ -99,7 +99,7 @@ class Exchanges:
         fields = dict(HEADERS)
         if flow.request.is_http2:
             del fields["Connection"]
-        flow.response = http.Response.make(status, text, fields)
+        flow.response = http.Response.make(status, "" if flow.request.method == "HEAD" else text, fields)
 
     def _fill(self, flow: http.HTTPFlow, exchange: _Exchange, asked: Asked) -> None:
         request, secrets = flow.request, exchange.secrets

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vm.egress.hostnames import fold
 from vm.egress.policy import Decision
 
+_CONTROL = re.compile(rb"[\r\n\0]")
 _METHODS = (b"CONNECT", b"TRACE", b"TRACK", b"PRI")
 
 
@@ -33,6 +35,9 @@ def objection(asked: Asked, *, host: str, port: int, sni: str | None) -> Decisio
         return Decision(False, "host mismatch", f"{where} is denied: the client's server name is another.")
     if asked.method.upper() in _METHODS:
         return Decision(False, "method", f"{where} is denied: {_said(asked.method)} is not for a server behind a gate.")
+    if any(_CONTROL.search(value) for _name, value in asked.fields) or _CONTROL.search(asked.target):
+        # A header that goes on in a second line is two headers to some servers
+        return Decision(False, "unreadable", f"{where} is denied: a header of the request is broken over lines.")
     hosts = asked.all(b"host")
     if asked.http2:
         named = [asked.authority] if asked.authority else []

@@ -37,7 +37,7 @@ class Machine:
         self._methods = methods
         methods.add("ping", self.ping)
         methods.add("identity", self.identity, hostname="string", env="record?", time="number?", entropy="string?")
-        methods.add("trust", self.trust, certificates="strings")
+        methods.add("trust", self.trust, certificates="strings", hashes="strings")
         methods.add("wake", self.wake, time="number", entropy="string")
         methods.add("sync", self.sync)
         methods.add("clock", self.clock, time="number")
@@ -75,10 +75,12 @@ class Machine:
             _add_entropy(_seed(entropy))
             _set_clock(time)
 
-    async def trust(self, call: Call, certificates: list[str]) -> None:
+    async def trust(self, call: Call, certificates: list[str], hashes: list[str]) -> None:
         """Trust these certificate authorities beside the distribution's, and no others."""
+        if len(hashes) != len(certificates) or not all(name.isalnum() for name in hashes):
+            raise Refusal("TypeError", "hashes: one for each certificate", "EINVAL")
         if self._real:
-            await asyncio.get_running_loop().run_in_executor(None, trust, certificates)
+            await asyncio.get_running_loop().run_in_executor(None, trust, certificates, hashes)
 
     async def sync(self, call: Call) -> None:
         """Write every file system's dirty pages to its disk."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import subprocess
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 EXTRA = "/etc/ssl/atoll-extra.pem"
@@ -25,10 +24,10 @@ ENVIRONMENT = {
 }
 
 
-def trust(certificates: list[str], root: str = "") -> None:
-    """Trust these (PEM) and no others beside the distribution's. Repeatable. OSError.
+def trust(certificates: list[str], hashes: list[str], root: str = "") -> None:
+    """Trust these (PEM, and OpenSSL's hashes of their names) and no others beside the distribution's. OSError.
 
-    What update-ca-certificates would do, which takes seconds here, and leaves as it is when it runs later.
+    What update-ca-certificates would do, which takes seconds here, and leaves as it is when it runs later. Repeatable.
     """
     local, bundle = f"{root}{_LOCAL}", f"{root}{BUNDLE}"
     wanted = [text.strip() + "\n" for text in certificates]
@@ -40,24 +39,23 @@ def trust(certificates: list[str], root: str = "") -> None:
         link = f"{root}{_HASHED}/{os.path.basename(path)[:-4]}.pem"
         if os.path.islink(link):
             os.unlink(link)
+    for link in glob.glob(f"{root}{_HASHED}/*.0"):
+        if os.path.islink(link) and os.readlink(link).startswith(f"{local}/atoll-"):
+            os.unlink(link)
     os.makedirs(local, exist_ok=True)
-    for number, text in enumerate(wanted):
+    for number, (text, name) in enumerate(zip(wanted, hashes, strict=True)):
         _write(f"{local}/atoll-{number}.crt", text)
-        _link(f"{root}{_HASHED}", f"{local}/atoll-{number}.crt")
+        _link(f"{root}{_HASHED}/{name}.0", f"{local}/atoll-{number}.crt")
     _write(bundle, kept + "".join(text for text in wanted if text not in kept))
     _write(f"{root}{EXTRA}", "".join(wanted))
 
 
-def _link(folder: str, path: str) -> None:
+def _link(link: str, path: str) -> None:
     # For whoever looks an authority up by its name's hash
-    made = subprocess.run(["openssl", "x509", "-hash", "-noout", "-in", path], capture_output=True, text=True)  # noqa: TID251
-    name = made.stdout.strip()
-    if made.returncode == 0 and name:
-        link = f"{folder}/{name}.0"
-        if os.path.islink(link):
-            os.unlink(link)
-        if not os.path.exists(link):
-            os.symlink(path, link)
+    if os.path.islink(link):
+        os.unlink(link)
+    if not os.path.exists(link):
+        os.symlink(path, link)
 
 
 def _read(path: str) -> str:

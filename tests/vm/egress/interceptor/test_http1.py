@@ -177,6 +177,8 @@ async def _raw(scene: Scene, port: int, data: bytes) -> bytes:
         request("POST /", f"Host: {API}", "Content-Length: 4", "Content-Length: 5") + b"12345",
         request("POST /", f"Host: {API}", "Transfer-Encoding: chunked, identity") + b"0\r\n\r\n",
         request("GET /", f"Host: {API}", "Bad Name: x"),
+        request("POST /", f"Host: {API}", "X: a\r\n Transfer-Encoding: chunked", "Content-Length: 1") + b"x",
+        request("GET /", f"Host: {API}\r\n .evil.example"),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x00\x01\x02\r\n\r\n",
     ],
@@ -192,6 +194,17 @@ async def test_a_request_that_is_not_for_the_dialled_host_goes_nowhere(scene: Sc
         assert b"mitmproxy" not in said
         assert not server.got
         assert (await scene.ask(server.port, f"X-Key: {token.placeholder}")).status == 200
+        assert server.got[-1]["x-key"] == VALUE.encode()
+
+
+@pytest.mark.parametrize("host", [API.upper(), f"{API}.", "{API}:{port}"])
+async def test_a_host_may_be_spelled_as_one_likes(scene: Scene, host: str) -> None:
+    """In capitals, with a dot behind it, or with its port: it is the one that was dialled."""
+    token = secret()
+    await scene.tell(token)
+    async with scene.serving() as server, scene.talking(API, server.port) as (reader, writer):
+        writer.write(request("GET /", f"Host: {host.format(API=API, port=server.port)}", f"X-Key: {token.placeholder}"))
+        assert (await read_answer(reader)).status == 200
         assert server.got[-1]["x-key"] == VALUE.encode()
 
 
