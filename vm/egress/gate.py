@@ -9,15 +9,14 @@ import asyncio
 import errno
 import logging
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from vm.api import Secret
 from vm.background import spawn
+from vm.egress.connection import Connection, Denied, Original, always_refused, drop, original_destination
 from vm.egress.explain import answer
 from vm.egress.handover import ACCEPTED, HandOver, head
 from vm.egress.journal import Passage, Verdict, stray_placeholder
@@ -44,55 +43,9 @@ _LOOK = 30.0
 _ADDRESSES = 4  # of a host, that are tried
 _LOOKUPS = 4  # at a time, for one machine
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
-_ORIGINAL_DST = 80
 _READERS = {443: read_hello, 80: read_head}
 _TLS = 0x16
 _LOOPBACK = IPv4Address("127.0.0.1")
-
-Original = Callable[[socket.socket], tuple[IPv4Address, int]]
-
-
-def original_destination(sock: socket.socket) -> tuple[IPv4Address, int]:
-    """Where a redirected connection wanted to go. OSError if it was not redirected."""
-    _family, port, address = struct.unpack_from("!HH4s", sock.getsockopt(socket.SOL_IP, _ORIGINAL_DST, 16))
-    return IPv4Address(address), port
-
-
-class _Denied(Exception):
-    def __init__(self, decision: Decision, verdict: Verdict = Verdict.DENIED) -> None:
-        super().__init__(decision.sentence)
-        self.decision = decision
-        self.verdict = verdict
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """One connection of the guest, for as long as it lasts."""
-
-    host: Host
-    port: int
-    guest: Side | None = None
-    upstream: Side | None = None
-    claim: Claim | None = None
-    address: Address | None = None
-    decision: Decision | None = None
-    verdict: Verdict | None = None
-    tls: bool = False
-    placeholders: frozenset[str] | None = None  # that its interceptor replaces; None if there is none on its way
-    began: float = field(default_factory=time.time)
-    began_at: float = field(default_factory=time.monotonic)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def side_gone(self) -> None:
-        """One end is no more; only when both are is the connection: the other may have bytes to deliver."""
-        if all(side is None or side.closed for side in (self.guest, self.upstream)):
-            self.ended.set()
-
-    def reset(self) -> None:
-        """End it so that both ends see an error. Repeatable."""
-        for side in (self.guest, self.upstream):
-            if side is not None:
-                side.reset()
 
 
 class Gate:
@@ -129,7 +82,7 @@ class Gate:
         self._token = token
         self._interceptor = interceptor
         self._original = original
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
         self._told_full = -1e9
@@ -170,20 +123,19 @@ class Gate:
             if connection.decision is not None and connection.verdict is None:
                 decision = self._judged(connection)
                 if decision.allowed and self._is_on_another_way(connection):
-                    said = f"{connection.host}:{connection.port} was reset, because its secrets were changed."
-                    decision = Decision(False, "secrets", said)
+                    decision = _secrets_changed(connection)
                 if not decision.allowed:
                     connection.decision, connection.verdict = decision, Verdict.CUT
                     connection.reset()
 
-    def _is_on_another_way(self, connection: _Connection) -> bool:
+    def _is_on_another_way(self, connection: Connection) -> bool:
         """Whether a secret of its host was revoked, or its first one was given: a new value alone is no reason."""
         bound = self._bound(connection)
         if connection.placeholders is None:
             return connection.tls and bool(bound)
         return not connection.placeholders <= {secret.placeholder for secret in bound}
 
-    def _bound(self, connection: _Connection) -> tuple[Secret, ...]:
+    def _bound(self, connection: Connection) -> tuple[Secret, ...]:
         if not isinstance(connection.host, str):
             return ()
         return self._bindings.to(connection.host, connection.port)
@@ -207,14 +159,14 @@ class Gate:
                 sock.setblocking(False)
                 address, port = self._original(sock)
             except OSError:
-                _drop(sock)
+                drop(sock)
                 continue
             if len(self._connections) >= self._limit:
-                _drop(sock)
+                drop(sock)
                 self._full(address, port)
                 continue
             name = self._names.name_of(address) if address in VIRTUAL else None
-            connection = _Connection(name or address, port)
+            connection = Connection(name or address, port)
             self._connections.add(connection)
             task = spawn(self._serve(connection, sock), name="egress connection")
             self._tasks.add(task)
@@ -234,7 +186,7 @@ class Gate:
 
     # -- one connection
 
-    async def _serve(self, connection: _Connection, sock: socket.socket) -> None:
+    async def _serve(self, connection: Connection, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         connection.guest = guest = Side(sock, connection.side_gone)
         try:
@@ -242,7 +194,7 @@ class Gate:
             try:
                 await self._pass(connection, guest)
                 await connection.ended.wait()
-            except _Denied as denied:
+            except Denied as denied:
                 connection.decision = denied.decision
                 connection.verdict = denied.verdict
                 await self._explain(connection, guest)
@@ -253,11 +205,11 @@ class Gate:
             self._connections.discard(connection)
             self._write_down(connection)
 
-    async def _pass(self, connection: _Connection, guest: Side) -> None:
-        """Join the guest to whom it wants to talk to. _Denied."""
+    async def _pass(self, connection: Connection, guest: Side) -> None:
+        """Join the guest to whom it wants to talk to. Denied."""
         first = self._judge_dialled(connection)
         if not first.allowed and not first.open:
-            raise _Denied(first)
+            raise Denied(first)
         connection.claim = await self._claimed(connection, guest, first)
         if connection.tls and (bound := self._bound(connection)):
             connection.placeholders = frozenset(secret.placeholder for secret in bound)
@@ -267,14 +219,16 @@ class Gate:
             upstream = await self._joined(connection, await self._dialled(connection))
         decision = self._judged(connection)
         if not decision.allowed:  # it was changed meanwhile
-            raise _Denied(decision)
+            raise Denied(decision)
+        if self._is_on_another_way(connection):
+            raise Denied(_secrets_changed(connection), Verdict.CUT)
         connection.decision = decision
         if guest.closed or upstream.closed:
             connection.reset()
         else:
             guest.join(upstream)
 
-    async def _joined(self, connection: _Connection, sock: socket.socket) -> Side:
+    async def _joined(self, connection: Connection, sock: socket.socket) -> Side:
         connection.upstream = upstream = Side(sock, connection.side_gone)
         try:
             await asyncio.get_running_loop().create_connection(lambda: upstream, sock=sock)
@@ -283,8 +237,8 @@ class Gate:
             raise
         return upstream
 
-    async def _handed_over(self, connection: _Connection) -> Side:
-        """The interceptor's end of a connection, which it takes from here. _Denied if none does."""
+    async def _handed_over(self, connection: Connection) -> Side:
+        """The interceptor's end of a connection, which it takes from here. Denied if none does."""
         host, port, denied = connection.host, connection.port, connection.decision
         interceptor = await self._interceptor() if self._interceptor is not None else None
         try:
@@ -305,13 +259,13 @@ class Gate:
                 connection.upstream.reset()
                 connection.upstream = None
             said = f"{host}:{port} cannot be reached now: what puts secrets into requests to it does not answer."
-            raise _Denied(Decision(False, "interceptor", f"{said} Try again in a moment."), Verdict.FAILED) from error
+            raise Denied(Decision(False, "interceptor", f"{said} Try again in a moment."), Verdict.FAILED) from error
         if side.held is not None:
             del side.held[: len(ACCEPTED)]
         side.counted = 0
         return side
 
-    def _judge_dialled(self, connection: _Connection) -> Decision:
+    def _judge_dialled(self, connection: Connection) -> Decision:
         host, port = connection.host, connection.port
         if isinstance(host, str):
             what = self._refusals.of_name(host, port)
@@ -320,11 +274,11 @@ class Gate:
         else:
             what = self._refusals.of_address(host, port)
         if what is not None:
-            return _always_refused(host, port, what)
+            return always_refused(host, port, what)
         return self._policy.judge(host, port)
 
-    async def _claimed(self, connection: _Connection, guest: Side, first: Decision) -> Claim | None:
-        """What the client says itself, where it must say something. _Denied if it says nothing, or something else."""
+    async def _claimed(self, connection: Connection, guest: Side, first: Decision) -> Claim | None:
+        """What the client says itself, where it must say something. Denied if it says nothing, or something else."""
         host, port = connection.host, connection.port
         reader = _READERS.get(port)
         if reader is None and self._bound(connection) and await self._speaks_tls(guest, _FIRST_WORD):
@@ -337,7 +291,7 @@ class Gate:
                 if not await guest.more(until - time.monotonic()):
                     raise Unreadable("the client did not say in time whom it talks to")
         except Unreadable as error:
-            raise _Denied(Decision(False, "unreadable", f"{host}:{port} is denied: {error}.")) from error
+            raise Denied(Decision(False, "unreadable", f"{host}:{port} is denied: {error}.")) from error
         connection.tls = reader is read_hello
         if not connection.tls:
             self._look_for_placeholders(connection, guest.held or b"")
@@ -345,19 +299,19 @@ class Gate:
             # Nobody names an address in TLS: a rule for that address is needed, not only none against it
             if not isinstance(host, str) and any(rule.matches(host, port) for rule in self._policy.allow or ()):
                 return claim
-            raise _Denied(Decision(False, "no SNI", f"{host}:{port} is denied: TLS without a server name."))
+            raise Denied(Decision(False, "no SNI", f"{host}:{port} is denied: TLS without a server name."))
         if isinstance(host, str) or not isinstance(claim.host, str):
             agrees = claim.host == host
         else:
             agrees = True  # the address was asked for and is judged; a name that is denied is below
             what = self._refusals.of_name(claim.host, port)
             if what is not None:
-                raise _Denied(_always_refused(claim.host, port, what))
+                raise Denied(always_refused(claim.host, port, what))
             if any(rule.matches(claim.host, port) for rule in self._policy.deny):
-                raise _Denied(self._policy.judge(claim.host, port))
+                raise Denied(self._policy.judge(claim.host, port))
         if not agrees or claim.port not in (None, port):
             said = f"{host}:{port} is denied: the client asked there for {claim.host}."
-            raise _Denied(Decision(False, "host mismatch", said))
+            raise Denied(Decision(False, "host mismatch", said))
         return claim
 
     async def _speaks_tls(self, guest: Side, patience: float) -> bool:
@@ -366,14 +320,14 @@ class Gate:
             pass
         return guest.held is not None and guest.held[:1] == bytes([_TLS])
 
-    def _look_for_placeholders(self, connection: _Connection, request: bytes | bytearray) -> None:
+    def _look_for_placeholders(self, connection: Connection, request: bytes | bytearray) -> None:
         """Tell of placeholders in a plain request: they travel as they are, since no value ever travels so."""
         names = {secret.placeholder: secret.name for secret in self._secrets}
         for placeholder in set(placeholders_in(request)):
             self._journal(stray_placeholder(str(connection.host), connection.port, names.get(placeholder), plain=True))
 
-    async def _dialled(self, connection: _Connection) -> socket.socket:
-        """A socket to an address that was checked. _Denied."""
+    async def _dialled(self, connection: Connection) -> socket.socket:
+        """A socket to an address that was checked. Denied."""
         host, port = connection.host, connection.port
         failure: Exception | None = None
         for address in await self._addresses(connection):
@@ -383,17 +337,17 @@ class Gate:
             except (OSError, TimeoutError) as error:
                 failure = error
         why = getattr(failure, "strerror", None) or "no answer in time"
-        raise _Denied(Decision(False, "unreachable", f"{host}:{port} cannot be reached: {why}."), Verdict.FAILED)
+        raise Denied(Decision(False, "unreachable", f"{host}:{port} cannot be reached: {why}."), Verdict.FAILED)
 
-    async def _addresses(self, connection: _Connection) -> list[Address]:
-        """Some addresses that the host has and that were checked, at least one. _Denied."""
+    async def _addresses(self, connection: Connection) -> list[Address]:
+        """Some addresses that the host has and that were checked, at least one. Denied."""
         host = connection.host
         if isinstance(host, str):
             try:
                 async with self._lookups:
                     addresses = await self._upstream.resolve(host)
             except NotFound as error:
-                raise _Denied(Decision(False, "not found", f"{error}."), Verdict.FAILED) from error
+                raise Denied(Decision(False, "not found", f"{error}."), Verdict.FAILED) from error
         else:
             addresses = [host]
         checked: list[Address] = []
@@ -406,10 +360,10 @@ class Gate:
             else:
                 denied = decision
         if not checked and denied is not None:
-            raise _Denied(denied)
+            raise Denied(denied)
         return checked
 
-    def _judged(self, connection: _Connection) -> Decision:
+    def _judged(self, connection: Connection) -> Decision:
         """The decision about a connection with all that is known of it by now."""
         first = self._judge_dialled(connection)
         host, port, address = connection.host, connection.port, connection.address
@@ -420,10 +374,10 @@ class Gate:
             return first
         what = self._refusals.of_address(address, port, host)
         if what is not None:
-            return _always_refused(host, port, f"{what}: it resolves to {address}")
+            return always_refused(host, port, f"{what}: it resolves to {address}")
         return self._policy.judge(host, port, address)
 
-    async def _explain(self, connection: _Connection, guest: Side) -> None:
+    async def _explain(self, connection: Connection, guest: Side) -> None:
         """Tell the guest why not, if it can be told."""
         decision = connection.decision
         if decision is None or guest.closed:
@@ -438,7 +392,7 @@ class Gate:
                         pass
             guest.close()
         elif tls and await self._names_host(connection, guest):
-            with suppress(_Denied, TimeoutError):
+            with suppress(Denied, TimeoutError):
                 async with asyncio.timeout(_TOLD):
                     guest.join(await self._handed_over(connection))
                     await connection.ended.wait()
@@ -446,7 +400,7 @@ class Gate:
         else:
             guest.reset()
 
-    async def _names_host(self, connection: _Connection, guest: Side) -> bool:
+    async def _names_host(self, connection: Connection, guest: Side) -> bool:
         """Whether a client that is denied says in TLS whom it means, so that it can be answered in that name."""
         until = time.monotonic() + _EXPLAINING_TLS
         with suppress(Unreadable):
@@ -456,7 +410,7 @@ class Gate:
             return isinstance(claim.host, str) and claim.host == connection.host
         return False
 
-    def _write_down(self, connection: _Connection) -> None:
+    def _write_down(self, connection: Connection) -> None:
         decision = connection.decision or Decision(False, "", "the client went away")
         verdict = connection.verdict or (Verdict.ALLOWED if decision.allowed else Verdict.FAILED)
         guest, upstream = connection.guest, connection.upstream
@@ -488,12 +442,6 @@ def _first_denial(policy: Policy, host: Host, port: int) -> Decision | None:
     return policy.judge(host, port) if any(rule.matches(host, port) for rule in policy.deny) else None
 
 
-def _always_refused(host: Host, port: int, what: str) -> Decision:
-    said = f"{host}:{port} is refused: it is {what}. Only the administrator of this installation can open it."
-    return Decision(False, "always refused", said)
-
-
-def _drop(sock: socket.socket) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
+def _secrets_changed(connection: Connection) -> Decision:
+    said = f"{connection.host}:{connection.port} was reset, because its secrets were changed."
+    return Decision(False, "secrets", said)
