@@ -35,7 +35,7 @@ _PEEKING = 10.0  # seconds a client has to say whom it talks to
 _EXPLAINING = 0.5  # seconds in which a client that is denied may show that it speaks HTTP, or TLS
 _EXPLAINING_TLS = 2.0  # where it is expected to
 _TOLD = 10.0  # seconds that telling it over TLS may take
-_FIRST_WORD = 1.0  # seconds in which a client of a host with secrets may show that it speaks TLS on another port
+_FIRST_WORD = 60.0  # seconds in which one end of a connection on any other port says something
 _HANDING_OVER = 5.0
 _LEAVING = 2.0  # seconds in which it reads what it was told
 _IDLE = 3600.0
@@ -43,7 +43,8 @@ _LOOK = 30.0
 _ADDRESSES = 4  # of a host, that are tried
 _LOOKUPS = 4  # at a time, for one machine
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
-_READERS = {443: read_hello, 80: read_head}
+type Reader = Callable[[bytes | bytearray], Claim | None]
+_READERS: dict[int, Reader] = {443: read_hello, 80: read_head}
 _TLS = 0x16
 _LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -210,13 +211,20 @@ class Gate:
         first = self._judge_dialled(connection)
         if not first.allowed and not first.open:
             raise Denied(first)
-        connection.claim = await self._claimed(connection, guest, first)
+        reader, waiting = _READERS.get(connection.port), None
+        if reader is None and self._bound(connection):
+            # Who speaks first tells which protocol it is; however slow a client is, nothing else would
+            waiting = await self._joined(connection, await self._dialled(connection))
+            if await _begins_with_tls(guest, waiting):
+                waiting.reset()
+                reader, waiting, connection.upstream = read_hello, None, None
+        connection.claim = await self._claimed(connection, guest, first, reader)
         if connection.tls and (bound := self._bound(connection)):
             connection.placeholders = frozenset(secret.placeholder for secret in bound)
             connection.address = (await self._addresses(connection))[0]
             upstream = await self._handed_over(connection)
         else:
-            upstream = await self._joined(connection, await self._dialled(connection))
+            upstream = waiting or await self._joined(connection, await self._dialled(connection))
         decision = self._judged(connection)
         if not decision.allowed:  # it was changed meanwhile
             raise Denied(decision)
@@ -277,12 +285,11 @@ class Gate:
             return always_refused(host, port, what)
         return self._policy.judge(host, port)
 
-    async def _claimed(self, connection: Connection, guest: Side, first: Decision) -> Claim | None:
+    async def _claimed(
+        self, connection: Connection, guest: Side, first: Decision, reader: Reader | None
+    ) -> Claim | None:
         """What the client says itself, where it must say something. Denied if it says nothing, or something else."""
         host, port = connection.host, connection.port
-        reader = _READERS.get(port)
-        if reader is None and self._bound(connection) and await self._speaks_tls(guest, _FIRST_WORD):
-            reader = read_hello
         if reader is None:
             return None
         until = time.monotonic() + _PEEKING
@@ -445,3 +452,17 @@ def _first_denial(policy: Policy, host: Host, port: int) -> Decision | None:
 def _secrets_changed(connection: Connection) -> Decision:
     said = f"{connection.host}:{connection.port} was reset, because its secrets were changed."
     return Decision(False, "secrets", said)
+
+
+async def _begins_with_tls(guest: Side, upstream: Side) -> bool:
+    """Whether it is the client that speaks first, and TLS."""
+    going_on = True
+    while going_on and not guest.held and not upstream.held:
+        waits = [spawn(side.more(_FIRST_WORD), name="first word") for side in (guest, upstream)]
+        done, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        if others:
+            await asyncio.wait(others)
+        going_on = all(wait.result() for wait in done)
+    return not upstream.held and (guest.held or b"")[:1] == bytes([_TLS])

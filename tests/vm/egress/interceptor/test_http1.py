@@ -314,15 +314,33 @@ async def test_a_server_that_speaks_first_is_heard_on_a_bound_host(scene: Scene)
     """On other ports a client that says nothing, or speaks no TLS, is passed on as it is."""
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"welcome\n" + await reader.read(100))
+        writer.write(b"welcome\n")
+        writer.write(await reader.read(100))
         writer.close()
 
     await scene.tell(secret())
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        reader, writer = await scene.connect(API, port)
-        writer.write(b"SSH-2.0-x\r\n")
-        assert await reader.read(-1) == b"welcome\nSSH-2.0-x\r\n"
+        for first in (b"", b"SSH-2.0-x\r\n"):
+            reader, writer = await scene.connect(API, port)
+            writer.write(first)
+            assert (await reader.readexactly(8)) == b"welcome\n"
+            writer.write(b"and so on" if not first else b"")
+            assert await reader.read(-1) == (first or b"and so on")
+            writer.close()
+
+
+async def test_a_client_may_take_its_time_to_begin_with_tls(scene: Scene) -> None:
+    """It is not taken for one that waits for its server: the value arrives however slow the guest is."""
+    token = secret()
+    await scene.tell(token)
+    async with scene.serving() as server:
+        reader, writer = await scene.connect(API, server.port)
+        await asyncio.sleep(1.5)
+        await writer.start_tls(scene.trusting(), server_hostname=API)
+        writer.write(request("GET /", f"Host: {API}", f"X-Key: {token.placeholder}"))
+        assert (await read_answer(reader)).status == 200
+        assert server.got[-1]["x-key"] == VALUE.encode()
         writer.close()
 
 
