@@ -49,6 +49,7 @@ class Minting:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_alpn_select_callback(_select)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # of connections that are idle
         context.use_certificate(crypto.X509.from_cryptography(self.certificate(name, now)))
         context.use_privatekey(crypto.PKey.from_cryptography_key(self._key))
         return context
@@ -84,6 +85,7 @@ class Verifying:
         """`authorities` is a file of PEM. OSError, SSL.Error."""
         self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         self._context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        self._context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         self._context.set_verify(SSL.VERIFY_PEER, None)
         self._context.load_verify_locations(authorities)
 
