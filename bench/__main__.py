@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import channel, idle, sdk, suspend, terminal, tti
+from bench import channel, egress, idle, sdk, suspend, terminal, tti
 from bench.report import Number, show
 from tests.installation import Installation
 from vm.image.build import DEFAULT_CACHE, build
@@ -33,6 +33,7 @@ def main() -> None:
             "tti": lambda: tti.tti(installation),
             "clones": lambda: tti.clones(Path(work) / "clones"),
             "suspend": suspend.suspend,
+            "egress": egress.egress,
         }
         parser = argparse.ArgumentParser(prog="python -m bench")
         parser.add_argument("names", nargs="*", help=f"what to measure (default: all): {', '.join(measurements)}")

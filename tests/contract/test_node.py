@@ -10,7 +10,17 @@ import pytest
 
 from tests.live.nodes import BOOT, boot, execute, spec
 from tests.vm.egress.test_spool import passage
-from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin, PassageBatch, StopReason, policy_digest
+from vm.api import (
+    EgressPolicy,
+    MachineInfo,
+    MachineState,
+    Node,
+    Origin,
+    PassageBatch,
+    Secret,
+    StopReason,
+    policy_digest,
+)
 from vm.egress.journal import Verdict
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset
 from vm.fake import FakeNode
@@ -123,6 +133,44 @@ async def test_what_ended_is_told_from_any_cursor(node: Node, machine: str) -> N
     for limit in (0, 2001):
         with pytest.raises(HypervisorError, match="may be asked for"):
             await node.egress_passages("", limit)
+
+
+def _secret(**changes: object) -> Secret:
+    placeholder = f"DENO_SECRET_PLACEHOLDER_{secrets.token_hex(16)}"
+    return replace(Secret("TOKEN", placeholder, "the-value-itself", ["api.example"]), **changes)  # type: ignore[arg-type]
+
+
+async def test_secrets_are_told_with_the_policy_and_one_that_is_none_is_refused(node: Node, machine: str) -> None:
+    """Start, fork and policy take secrets; a refusal says which one and why, and never its value."""
+    secret = _secret(places=["path", "query", "body"])
+    policy = EgressPolicy(["api.example"])
+    assert "the-value-itself" not in repr(secret)
+    info = await node.machine_policy(machine, policy, secrets=[secret, _secret()])
+    assert (info.state, info.policy_wanted) == (MachineState.READY, False)
+    fork = secrets.token_hex(16)
+    await node.machine_fork(machine, spec(fork), secrets=[secret])
+    forked = await node.machine_wait(fork, timeout=BOOT)
+    assert (forked.state, forked.policy_wanted) == (MachineState.READY, False)
+    for bad, why in (
+        ({"hosts": []}, "at least one host"),
+        ({"hosts": ["192.0.2.1"]}, "is an address"),
+        ({"hosts": ["bad host"]}, "bad host"),
+        ({"placeholder": "DENO_SECRET_PLACEHOLDER_12"}, "placeholder"),
+        ({"value": ""}, "a value of"),
+        ({"places": ["cookie"]}, "no place"),
+        ({"placeholder": secret.placeholder}, "same placeholder"),
+    ):
+        with pytest.raises(HypervisorError, match=why) as refused:
+            await node.machine_policy(machine, EgressPolicy(), secrets=[secret, _secret(**bad)])
+        assert "the-value-itself" not in str(refused.value)
+    with pytest.raises(HypervisorError, match="is an address"):
+        await node.machine_start(spec(secrets.token_hex(16)), secrets=[_secret(hosts=["192.0.2.1"])])
+    await node.machine_policy(machine, policy)
+    await node.machine_stop(fork)
+    await boot(node, fork, told=[secret])
+    for name in (machine, fork):
+        await node.machine_stop(name)
+        await node.machine_forget(name)
 
 
 async def test_what_is_unknown_is_gone(node: Node) -> None:

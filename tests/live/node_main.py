@@ -16,7 +16,9 @@ if __name__ == "__main__":
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(levelname)s %(message)s")
     data = Path(sys.argv[1])
     settings = {"image_cache": DEFAULT_CACHE, **ast.literal_eval(sys.argv[2])}
-    settings["image_cache"] = Path(settings["image_cache"])
+    for name in ("image_cache", "egress_ca_file"):
+        if name in settings:
+            settings[name] = Path(settings[name])
     try:
         asyncio.run(serve(NodeConfig(data=data, key_file=data / "keys" / "node.key", **settings)))
     except CannotServe as error:

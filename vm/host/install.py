@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
+INTERCEPTOR = ROOT / ".venv-interceptor"
 LOG = TOOLS / "install.log"
 MINIMUM = (3, 12)
 NODE_MINIMUM = (20, 19)
@@ -233,6 +234,22 @@ def environment(*, tests: bool) -> None:
         stamp.write_text(stamps[lock])
 
 
+def interceptor() -> None:
+    """The interceptor's own virtual environment, exactly as its lock says; on the same interpreter."""
+    lock = ROOT / "vm" / "egress" / "interceptor" / "requirements.lock"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    stamp = INTERCEPTOR / "atoll-lock"
+    python = INTERCEPTOR / "bin" / "python"
+    if stamp.exists() and stamp.read_text() == wanted and python.exists():
+        return
+    program = uv()
+    with Step("the interceptor's Python environment") as step:
+        if not version_of(python):
+            step.run(program, "venv", "--clear", "--python", VENV / "bin" / "python", INTERCEPTOR)
+        step.run(program, "pip", "sync", "--require-hashes", "--python", python, lock)
+        stamp.write_text(wanted)
+
+
 def node() -> dict[str, str]:
     """An environment in which `node` and `npm` are new enough: the host's own, or PyPI's."""
     for name in ("node", "npm"):
@@ -289,6 +306,7 @@ def main(purpose: str) -> int:
             print("  note: this is neither Debian 12 nor 13; Atoll is untested here", file=sys.stderr)
         system_packages(RUN_PACKAGES + (TEST_PACKAGES if purpose == "test" else []))
         environment(tests=purpose == "test")
+        interceptor()
         front_end()
     except Failed as failed:
         print(f"atoll: {failed}", file=sys.stderr)

@@ -60,6 +60,7 @@ def lines(finding: Finding) -> list[str]:
 def host(*, data: Path, users: tuple[str, ...], kernel: Path | None) -> list[Finding]:
     """Everything that can be said without a node, in the order a person would ask. Blocks for up to 30 seconds."""
     findings = [_root(), _cpu(), _qemu(), _libvirt(), _namespaces(), _nftables(), _disk(data), _memory(), _clock()]
+    findings.append(_interceptor())
     findings += [_user(name) for name in users]
     if kernel is None:
         findings.append(Finding("guest image", Level.FAIL, "not built yet", 'run "make up", which builds it'))
@@ -158,6 +159,14 @@ def _nftables() -> Finding:
     except CommandFailed as error:
         return Finding("nftables", Level.FAIL, f"rules cannot be loaded ({error})", "apt-get install nftables")
     return Finding("nftables", Level.OK, "rules can be loaded")
+
+
+def _interceptor() -> Finding:
+    place = Path(__file__).resolve().parents[2] / ".venv-interceptor"
+    if (place / "bin" / "python").exists():
+        return Finding("interceptor", Level.OK, f"has its environment at {place}")
+    seen = "its environment is missing: hosts that a secret is for cannot be reached"
+    return Finding("interceptor", Level.WARN, seen, 'run "make up", which makes it')
 
 
 def _disk(data: Path) -> Finding:

@@ -13,20 +13,22 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from vm.host.authority import authority_make
 from vm.host.run import run
 
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """The unprivileged users: `service` runs web and worker, `machine` runs QEMU."""
+    """The unprivileged users: `service` runs web and worker, `machine` runs QEMU, `proxy` the interceptors."""
 
     service: str = "atoll"
     machine: str = "atoll-qemu"
+    proxy: str = "atoll-proxy"
 
 
 def provision(*, data: Path, image_cache: Path, users: Users) -> None:
     """Create users, directories and keys. PermissionError without root; OSError for what the host refuses."""
-    for name in (users.service, users.machine):
+    for name in (users.service, users.machine, users.proxy):
         _user(name)
     service = pwd.getpwnam(users.service)
     root = (0, 0)
@@ -45,6 +47,7 @@ def provision(*, data: Path, image_cache: Path, users: Users) -> None:
     _register(data, image_cache)
     _key(data / "keys" / "secret_key", shared)
     _key(data / "keys" / "node.key", shared)
+    authority_make(certificate=data / "keys" / "egress-ca.pem", key=data / "keys" / "egress-ca.key")
 
 
 def roots(image_cache: Path) -> list[Path]:

@@ -21,6 +21,10 @@ class NodeConfig:
     `address:port` of the resolver that is asked for guests, empty for the system's. `egress_ask_seconds` is how long a
     connection waits that somebody wants to be asked about.
 
+    Guests trust the installation's own authority and, if `trust_host_store`, those that this host was given as well.
+    `interceptors` processes put secrets into requests, as `interceptor_user`, with `interceptor_python`; what they talk
+    to must be known to the host's own store of authorities, or be in `egress_ca_file` (PEM).
+
     `scratch` is a directory in memory (tmpfs) for images that live for a second.
     """
 
@@ -43,6 +47,11 @@ class NodeConfig:
     egress_internal_allow: tuple[str, ...] = ()
     egress_dns: str = ""
     egress_ask_seconds: float = 60.0
+    egress_ca_file: Path | None = None
+    trust_host_store: bool = True
+    interceptors: int = 1
+    interceptor_user: str = "atoll-proxy"
+    interceptor_python: Path = Path(__file__).resolve().parents[2] / ".venv-interceptor" / "bin" / "python"
     warm: tuple[int, int, int] | None = None
     pool_floor: int = 0
     pool_ceiling: int = 0

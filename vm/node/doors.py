@@ -1,19 +1,23 @@
 """The door of each machine: its gate and its resolver, at the sockets in its namespace. Shut until it is somebody's.
 
-A door belongs to a body, since a namespace does; names belong to a machine, for all its life.
+A door belongs to a body, since a namespace does; names and secrets belong to a machine, for all its life. Secrets are
+in memory only: a machine whose secrets another node knew keeps its door shut until they are told again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets as randomness
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 
-from vm.api import EgressPolicy
+from vm.api import EgressPolicy, MachineId, Secret
 from vm.egress.gate import Gate
+from vm.egress.journal import Passage
 from vm.egress.policy import Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import NamesFile, VirtualNames, respond
@@ -23,6 +27,7 @@ from vm.errors import HypervisorError
 from vm.net.addresses import is_own
 from vm.net.sockets import DoorSockets
 from vm.node.config import NodeConfig
+from vm.node.interceptors import Interceptors
 from vm.node.records import Record
 from vm.storage.layout import BodyId, Layout
 
@@ -36,6 +41,7 @@ class _Door:
     sockets: DoorSockets
     names: VirtualNames
     gate: Gate
+    token: str  # what stands for it where connections are handed over
 
 
 class Doors:
@@ -56,6 +62,26 @@ class Doors:
             raise HypervisorError(f"the journal of connections cannot be kept: {error}") from error
         self._made: dict[BodyId, DoorSockets] = {}
         self._open: dict[BodyId, _Door] = {}
+        self._journals: dict[str, Callable[[Passage], None]] = {}
+        self.interceptors = Interceptors(config, layout, self._heard)
+        self._secrets: dict[MachineId, tuple[Secret, ...]] = {}
+        self._waiting: set[BodyId] = set()  # for secrets
+
+    # -- secrets
+
+    def entrust(self, machine: MachineId, secrets: Sequence[Secret]) -> None:
+        """Know all secrets of a machine from now on."""
+        self._secrets[machine] = tuple(secrets)
+
+    def distrust(self, machine: MachineId) -> None:
+        """Know none of a machine's secrets any more. Repeatable."""
+        self._secrets.pop(machine, None)
+
+    def may_open(self, record: Record) -> bool:
+        """Whether all is known that a machine's door needs."""
+        return not record.has_secrets or record.machine in self._secrets
+
+    # -- doors
 
     def made(self, body: BodyId, sockets: DoorSockets) -> None:
         """A body has its namespace, and these in it."""
@@ -69,50 +95,84 @@ class Doors:
             sockets.close()
 
     def open(self, record: Record) -> None:
-        """Let a machine's policy hold from now on. HypervisorError if that is not possible: it has no network then."""
+        """Let a machine's policy hold from now on; where its secrets are not known, `change` does.
+
+        HypervisorError if that is not possible: it has no network then.
+        """
         sockets = self._made.get(record.body)
         if sockets is None:
             raise HypervisorError("its namespace has no sockets")
+        if not self.may_open(record):
+            log.warning("machine %s has no network until its secrets are told again", record.machine)
+            self._waiting.add(record.body)
+            return
         try:
             names = NamesFile(self._layout.names(record.machine)).load()
+            token = randomness.token_hex(32)
+            secrets = self._secrets.get(record.machine, ())
+            journal = partial(self.spool.add, record.machine)
             gate = Gate(
                 sockets.tcp,
                 policy=policy_of(record.spec.policy),
                 names=names,
                 refusals=self._refusals,
                 upstream=self._upstream,
-                journal=partial(self.spool.add, record.machine),
+                journal=journal,
                 patience=self._patience,
+                secrets=secrets,
+                token=token,
+                interceptor=self.interceptors.port,
             )
-            door = _Door(sockets, names, gate)
+            door = _Door(sockets, names, gate, token)
             _drain(sockets)
             gate.open()
         except (OSError, ValueError) as error:
             raise HypervisorError(f"its network could not be opened: {error}") from error
         del self._made[record.body]
+        self._waiting.discard(record.body)
         self._open[record.body] = door
+        self._journals[token] = journal
+        self.interceptors.know(token, record.spec.policy, secrets)
         asyncio.get_running_loop().add_reader(sockets.udp, self._lookups, door)
 
-    def change(self, body: BodyId, policy: EgressPolicy) -> None:
-        """Let another policy hold; connections that it forbids are reset before this returns."""
-        if body in self._open:
-            self._open[body].gate.change(policy_of(policy))
+    async def change(self, record: Record) -> None:
+        """Let another policy and other secrets hold; connections that they forbid are reset when this returns.
+
+        HypervisorError if a door that waited for it cannot be opened.
+        """
+        door = self._open.get(record.body)
+        if door is not None:
+            secrets = self._secrets.get(record.machine, ())
+            self.interceptors.know(door.token, record.spec.policy, secrets)
+            door.gate.change(policy_of(record.spec.policy), secrets)
+            await self.interceptors.told()
+        elif record.body in self._waiting:
+            self.open(record)
 
     def shut(self, body: BodyId) -> None:
         """Nothing of that body passes any more. Repeatable."""
+        self._waiting.discard(body)
         door = self._open.pop(body, None)
         if door is not None:
             asyncio.get_running_loop().remove_reader(door.sockets.udp)
             door.gate.close()
             door.sockets.close()
+            self.interceptors.forget(door.token)
+            self._journals.pop(door.token, None)
         self.unmade(body)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Shut all of them: without a node there is no network."""
         for body in [*self._open, *self._made]:
             self.shut(body)
         self._upstream.close()
+        await self.interceptors.close()
         self.spool.close()
+
+    def _heard(self, token: str, passage: Passage) -> None:
+        journal = self._journals.get(token)
+        if journal is not None:
+            journal(passage)
 
     def _lookups(self, door: _Door) -> None:
         for _ in range(_LOOKUPS_AT_ONCE):

@@ -27,7 +27,10 @@ from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
+from vm.host.authority import authority_hash
 from vm.host.cgroups import Bounds, ControlGroups
+from vm.host.run import CommandFailed
+from vm.image.build import host_certificates
 from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
 from vm.net import nftables
@@ -113,6 +116,7 @@ class Starter:
                 await self._blocking(record, lambda: domains.domain_resume(self._conn, self._names.of(record.body)))
                 if record.origin is Origin.COLD:
                     await self._await_agent(channel)
+                    await self._have_trusted(record, channel)
             try:
                 await self.introduce(record, channel)
             except (VmError, TimeoutError):
@@ -373,6 +377,18 @@ class Starter:
                         f"its agent did not answer within {self._config.boot_patience:.0f} s"
                     ) from error
 
+    async def _have_trusted(self, record: Record, channel: Channel) -> None:
+        """Tell a guest that has just booted whom to trust; what is restored remembers it."""
+        certificates = authorities(self._config, self._layout)
+        try:
+            hashes = await asyncio.to_thread(lambda: [authority_hash(one) for one in certificates])
+            params = {"certificates": certificates, "hashes": hashes}
+            async with asyncio.timeout(30):
+                await expect_ok(call(await channel.open(), "trust", params))
+        except (MachineFailed, CommandFailed, TimeoutError) as error:
+            # As on a disk that is full: its owner must be able to make room
+            log.warning("machine %s does not trust this installation: %s", record.machine, error)
+
     async def introduce(self, record: Record, channel: Channel) -> None:
         """Tell the agent of a machine that has just come up what it must know before anybody is let in."""
         with _timed(record, "identity"):
@@ -395,6 +411,12 @@ class Starter:
         }
         async with asyncio.timeout(30):
             await expect_ok(call(await channel.open(early=True), "identity", params))
+
+
+def authorities(config: NodeConfig, layout: Layout) -> list[str]:
+    """Whom guests trust beside their distribution's authorities, as PEM: the installation, and whom the host does."""
+    paths = [layout.authority, *(host_certificates() if config.trust_host_store else [])]
+    return [path.read_text() for path in paths]
 
 
 def _entropy() -> str:

@@ -28,7 +28,7 @@ from vm.node.config import NodeConfig
 from vm.node.demand import Size
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record, write_whole
-from vm.node.start import Starter, expect_ok
+from vm.node.start import Starter, authorities, expect_ok
 from vm.storage.images import image_find
 from vm.storage.layout import LayerId, Layout
 
@@ -83,6 +83,8 @@ class Templates:
         """Look at what lies on disk: keep what is whole and current. Before all else; blocks, some 0.3 s for each."""
         image = image_find(self._config.image_cache, self._config.image).hash
         self._facts = _facts(self._conn, self._accelerator, image, self._config.tb_cache_mib)
+        # Its clones are told nothing of whom to trust: they remember it
+        self._facts["trusts"] = authorities(self._config, self._layout)
         self._layout.templates.mkdir(mode=0o711, exist_ok=True)
         for place in self._layout.templates.iterdir():
             template = _read(place)

@@ -67,6 +67,16 @@ class Layout:
         return self.machines / "accelerator.json"
 
     @property
+    def authority(self) -> Path:
+        """The certificate of the installation's own authority, which guests trust."""
+        return self.data / "keys" / "egress-ca.pem"
+
+    @property
+    def authority_key(self) -> Path:
+        """Its key, which root can read."""
+        return self.data / "keys" / "egress-ca.key"
+
+    @property
     def libvirt(self) -> Path:
         """Root of libvirt's embedded driver."""
         return self.data / "libvirt"

@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand
 
 from ide.env import env
 from ide.installation import CHECKOUT
+from vm.errors import VmError
 from vm.host import preflight
 from vm.host.preflight import Finding, Level
 from vm.host.provision import Users, provision
@@ -40,9 +41,10 @@ class Command(BaseCommand):
         users = Users()
         findings = preflight.host(
             data=env().data,
-            users=(users.service, users.machine),
+            users=(users.service, users.machine, users.proxy),
             kernel=image / "vmlinux" if image is not None else None,
         )
+        findings += asyncio.run(_interceptors())
         self._show(findings)
         if image is not None and not any(finding.level is Level.FAIL for finding in findings):
             self.stdout.write("booting a machine that tries to get out ...")
@@ -56,6 +58,19 @@ class Command(BaseCommand):
     def _show(self, findings: list[Finding]) -> None:
         for finding in findings:
             self.stdout.write("\n".join(preflight.lines(finding)))
+
+
+async def _interceptors() -> list[Finding]:
+    """Whether those of the node that runs here do; nothing where none does."""
+    try:
+        host = await NodeClient(env().node_socket, env().node_key).host_info()
+    except VmError:
+        return []
+    seen = f"{host.interceptors} of {host.interceptors_wanted} run"
+    if host.interceptors >= host.interceptors_wanted:
+        return [Finding("interceptors", Level.OK, seen)]
+    why = f"{env().data / 'logs' / 'node.log'} says why; each is started again after a moment"
+    return [Finding("interceptors", Level.WARN, f"{seen}: hosts with secrets may not be reached", why)]
 
 
 @contextmanager

@@ -42,6 +42,10 @@ class Command(BaseCommand):
             egress_internal_allow=env().egress_internal_allow,
             egress_dns=env().egress_dns,
             egress_ask_seconds=env().egress_ask_seconds,
+            egress_ca_file=env().egress_ca_file,
+            trust_host_store=env().egress_trust_host_store,
+            interceptors=env().egress_interceptors,
+            interceptor_user=users.proxy,
         )
         try:
             asyncio.run(serve(config))

@@ -58,3 +58,16 @@ def test_an_unreadable_checkout_is_one_clear_line(closed_checkout: Path) -> None
     done = confined(closed_checkout, "")
     assert done.returncode != 0
     assert f"chmod -R go+rX {closed_checkout}" in done.stderr
+
+
+def test_a_process_with_secrets_leaves_no_core() -> None:
+    """Neither a core file is written nor may anybody else of its user read its memory; an ordinary one could be."""
+    program = (
+        "import ctypes, resource; from vm.host.confine import undumpable; libc = ctypes.CDLL(None);"
+        "said = lambda: (libc.prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE)[0]);"
+        "resource.setrlimit(resource.RLIMIT_CORE, (4096, 4096)); print(said()); undumpable(); print(said())"
+    )
+    done = subprocess.run(  # noqa: TID251
+        [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["(1, 4096)", "(0, 0)"]

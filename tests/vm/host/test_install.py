@@ -174,6 +174,12 @@ def test_what_is_there_is_not_installed_again(tools: Path, monkeypatch: pytest.M
     monkeypatch.setattr(install, "VENV", environment)
     install.environment(tests=False)
     install.environment(tests=True)
+    other = tools / "interceptor"
+    python(other / "bin" / "python", "3.13.5")
+    lock = hashlib.sha256((install.ROOT / "vm/egress/interceptor/requirements.lock").read_bytes()).hexdigest()
+    (other / "atoll-lock").write_text(lock)
+    monkeypatch.setattr(install, "INTERCEPTOR", other)
+    install.interceptor()
 
 
 @pytest.mark.parametrize(("code", "blamed"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EACCES, False)])

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 from pyroute2 import IPRoute
 
-from vm.egress.gate import original_destination
+from vm.egress.connection import original_destination
 from vm.host.run import run
 from vm.net import nftables
 from vm.net.namespace import RUN, in_namespace, namespace_create, namespace_remove, tap_move

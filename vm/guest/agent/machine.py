@@ -14,6 +14,7 @@ from collections.abc import Callable
 from vm.guest.agent.calls import Call, Methods
 from vm.guest.agent.errors import Refusal
 from vm.guest.agent.settings import Settings
+from vm.guest.agent.trust import trust
 
 VERSION = 1
 _SKEW = 0.05  # seconds below which the clock is left alone: setting it is a jump for whoever measures
@@ -24,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Machine:
-    """Answers ping, identity, clock, usage and shutdown."""
+    """Answers ping, identity, trust, clock, usage and shutdown."""
 
     def __init__(self, settings: Settings, environment: dict[str, str]) -> None:
         self._started = time.monotonic()
@@ -36,6 +37,7 @@ class Machine:
         self._methods = methods
         methods.add("ping", self.ping)
         methods.add("identity", self.identity, hostname="string", env="record?", time="number?", entropy="string?")
+        methods.add("trust", self.trust, certificates="strings", hashes="strings")
         methods.add("wake", self.wake, time="number", entropy="string")
         methods.add("sync", self.sync)
         methods.add("clock", self.clock, time="number")
@@ -72,6 +74,13 @@ class Machine:
         if self._real:
             _add_entropy(_seed(entropy))
             _set_clock(time)
+
+    async def trust(self, call: Call, certificates: list[str], hashes: list[str]) -> None:
+        """Trust these certificate authorities beside the distribution's, and no others."""
+        if len(hashes) != len(certificates) or not all(name.isalnum() for name in hashes):
+            raise Refusal("TypeError", "hashes: one for each certificate", "EINVAL")
+        if self._real:
+            await asyncio.get_running_loop().run_in_executor(None, trust, certificates, hashes)
 
     async def sync(self, call: Call) -> None:
         """Write every file system's dirty pages to its disk."""

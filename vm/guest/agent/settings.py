@@ -6,6 +6,8 @@ import os
 import pwd
 from dataclasses import dataclass, field
 
+from vm.guest.agent.trust import ENVIRONMENT as TRUST
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -30,6 +32,7 @@ class Settings:
             "SHELL": self.login_shell,
             "LANG": "C.UTF-8",
             "PATH": PATH if self.real else os.environ.get("PATH", PATH),
+            **(TRUST if self.real else {}),
         }
 
 

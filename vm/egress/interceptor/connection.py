@@ -1,0 +1,176 @@
+"""One connection that was handed over, from the guest's TLS to the upstream's: mitmproxy's core under rules of ours.
+
+mitmproxy parses, encrypts and carries; whom it dials, which requests pass, and what becomes of them is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import options as mitmproxy_options
+from mitmproxy.proxy import commands, mode_specs
+from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer
+from mitmproxy.proxy.server import LiveConnectionHandler
+
+from vm.egress.handover import HandOver
+from vm.egress.interceptor.certificates import Minting, Verifying
+from vm.egress.interceptor.exchange import Exchanges
+from vm.egress.interceptor.frames import BadFrame
+from vm.egress.interceptor.known import Machine
+from vm.egress.interceptor.layers import HttpLayer, waiting
+from vm.egress.journal import Passage
+
+log = logging.getLogger("atoll.interceptor")
+
+_DIALLING = 10.0  # seconds
+_IDLE = 3600
+_HIGH = 2**20  # bytes that may wait for one side before the other is not read any more
+_HIGHEST = 16 * 2**20  # where both wait for each other
+_MODE = mode_specs.ProxyMode.parse("regular")
+
+
+def make_options() -> mitmproxy_options.Options:
+    """mitmproxy's options; those that its add-ons would have added, of which none is here, are added here."""
+    options = mitmproxy_options.Options()
+    for name, kind, value in (
+        ("store_streamed_bodies", bool, False),
+        ("connection_strategy", str, "lazy"),
+        ("stream_large_bodies", str | None, None),
+        ("body_size_limit", str | None, None),
+        ("keep_host_header", bool, False),
+        ("proxy_debug", bool, False),
+        ("normalize_outbound_headers", bool, True),
+        ("validate_inbound_headers", bool, True),
+    ):
+        options.add_option(name, kind, value, "")
+    # WebSockets go through as bytes, which vm.egress.interceptor.frames looks through: mitmproxy keeps whole messages
+    options.update(upstream_cert=False, websocket=False, rawtcp=True, http3=False, tcp_timeout=_IDLE)
+    return options
+
+
+class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is not installed where this is checked
+    """Runs one connection by `handle_client`; `tell` is told of requests and alerts."""
+
+    layer: Any
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        options: mitmproxy_options.Options,
+        *,
+        handed: HandOver,
+        machine: Machine,
+        minting: Minting,
+        verifying: Verifying,
+        tell: Callable[[Passage], None],
+    ) -> None:
+        super().__init__(reader, writer, options, _MODE)
+        self._handed = handed
+        self._minting = minting
+        self._verifying = verifying
+        self._exchanges = Exchanges(handed, machine, tell)
+        context = self.layer.context
+        context.server.address = (str(handed.address or "0.0.0.0"), handed.port)  # noqa: S104 (never dialled)
+        context.server.sni = handed.host
+        self.layer = ServerTLSLayer(context)
+        self.layer.child_layer = ClientTLSLayer(context)
+        self._http = self.layer.child_layer.child_layer = HttpLayer(context, HTTPMode.transparent)
+        self._stuck: set[bool] = set()
+        self._hooks: dict[str, Callable[..., None]] = {
+            "tls_start_client": self._tls_start_client,
+            "tls_start_server": self._tls_start_server,
+            "server_connect": self._server_connect,
+            "requestheaders": self._exchanges.request_headers,
+            "request": self._exchanges.request,
+            "responseheaders": self._exchanges.response_headers,
+            "response": self._exchanges.response,
+            "error": self._exchanges.error,
+            "tcp_message": self._tcp_message,
+        }
+
+    def abort(self) -> None:
+        """End it at once."""
+        transport = self.transports.get(self.client)
+        if transport is not None and transport.writer is not None:
+            transport.writer.transport.abort()
+            if transport.handler is not None:
+                transport.handler.cancel("aborted")
+
+    # -- hooks
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        """mitmproxy asks what to do."""
+        handler = self._hooks.get(hook.name)
+        if handler is not None:
+            try:
+                handler(*hook.args())
+            except Exception:
+                # What was not looked through must not pass
+                self.log("", logging.ERROR, exc_info=True)
+
+    def _tls_start_client(self, start: Any) -> None:
+        start.ssl_conn = self._minting.connection(self._handed.host)
+
+    def _tls_start_server(self, start: Any) -> None:
+        start.ssl_conn = self._verifying.connection(self._handed.host, http2=self.client.alpn == b"h2")
+
+    def _server_connect(self, data: Any) -> None:
+        server = data.server
+        if self._handed.address is None or server.address != (str(self._handed.address), self._handed.port):
+            server.error = "this is not the address that was decided on"
+            return
+        asyncio.get_running_loop().call_later(_DIALLING, self._give_up, server)
+
+    def _give_up(self, server: Any) -> None:
+        transport = self.transports.get(server)
+        if transport is not None and transport.writer is None and transport.handler is not None:
+            transport.handler.cancel("no answer in time")
+
+    def _tcp_message(self, flow: Any) -> None:
+        message = flow.messages[-1]
+        flow.messages.clear()
+        try:
+            message.content = self._exchanges.frames(message.content, from_client=message.from_client)
+        except BadFrame as error:
+            message.content = b""
+            log.info("a WebSocket to %s was ended: %s", self._handed.host, error)
+            self.abort()
+
+    # -- bounds
+
+    async def drain_writers(self) -> None:
+        """Called after each read: go on reading once there is room for what was read."""
+        await super().drain_writers()
+        from_client = self.transports[self.client].handler is asyncio.current_task()
+        while True:
+            held = waiting(self._http, from_client=from_client)
+            if held is None or held > _HIGHEST:
+                log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
+                self.abort()
+                return
+            if held <= _HIGH or len(self._stuck | {from_client}) == 2:
+                self._stuck.discard(from_client)
+                return
+            self._stuck.add(from_client)
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                self._stuck.discard(from_client)
+                raise
+
+    def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
+        """mitmproxy's messages may quote what passes, so none is kept; a fault of its own ends the connection."""
+        if not exc_info:
+            return
+        kind, _error, trace = sys.exc_info() if exc_info is True else exc_info
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "an unknown place"
+        log.error("a connection to %s was ended: %s in %s", self._handed.host, kind and kind.__name__, place)
+        self.abort()

@@ -1,0 +1,58 @@
+"""What an interceptor knows of one machine: its policy and its secrets, which may change at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vm.api import Secret
+from vm.egress.interceptor.forms import forms
+from vm.egress.interceptor.replace import Replacements
+from vm.egress.policy import Policy
+from vm.egress.secrets import Bindings
+
+_RETIRED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubber:
+    """What no answer may carry. `same_length` is for what counts bytes by itself."""
+
+    text: Replacements
+    same_length: Replacements
+
+
+class Machine:
+    """One machine. Values that it had before are looked for in answers still: somebody may remember them."""
+
+    def __init__(self, policy: Policy, secrets: Sequence[Secret]) -> None:
+        self.policy = policy
+        self.secrets = tuple(secrets)
+        self._retired: list[Secret] = []
+        self._bindings = Bindings(secrets)
+        self.scrubber = self._scrubber()
+
+    def change(self, policy: Policy, secrets: Sequence[Secret]) -> None:
+        """Let others hold from the next request on."""
+        now = {secret.value for secret in secrets}
+        before = {secret.value: secret for secret in [*self._retired, *self.secrets] if secret.value not in now}
+        self._retired = list(before.values())[-_RETIRED:]
+        self.policy, self.secrets = policy, tuple(secrets)
+        self._bindings = Bindings(secrets)
+        self.scrubber = self._scrubber()
+
+    def bound(self, host: str, port: int) -> tuple[Secret, ...]:
+        """The secrets that may go there."""
+        return self._bindings.to(host, port)
+
+    def name_of(self, placeholder: str) -> str | None:
+        """The secret's name; None if the placeholder is another machine's, or of old."""
+        return next((secret.name for secret in self.secrets if secret.placeholder == placeholder), None)
+
+    def _scrubber(self) -> Scrubber:
+        pairs = {
+            form: secret.placeholder.encode()
+            for secret in [*self._retired, *self.secrets]
+            for form in forms(secret.value)
+        }
+        return Scrubber(Replacements(pairs), Replacements(pairs, same_length=True))
