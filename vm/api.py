@@ -72,6 +72,21 @@ class EgressPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that a guest uses without ever holding it: what it holds is `placeholder`, swapped on the way out.
+
+    `hosts` are patterns of names as in a policy: only there, and only over TLS that was verified, the value goes.
+    Header values are always looked through; `places` adds "path", "query" and "body". The rules: vm/egress/secrets.py.
+    """
+
+    name: str
+    placeholder: str
+    value: str = field(repr=False)
+    hosts: Sequence[str]
+    places: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """What to start. Sizes in MiB and GiB; `image` is a recipe hash, empty for the node's newest."""
 
@@ -90,6 +105,8 @@ class MachineInfo:
 
     `cpu_seconds` counts all its runs, suspends included. `disk_bytes` is what its own layers and its saved memory
     take on the host's disk. `note` says what people should know of its start, such as a fall back to a cold boot.
+    `policy_wanted`: it has secrets whose values the node lost when it ended, so it has no network until
+    `machine_policy` tells them again.
     """
 
     machine: MachineId
@@ -105,6 +122,7 @@ class MachineInfo:
     stages: Mapping[str, float] = field(default_factory=dict)
     origin: Origin | None = None
     note: str = ""
+    policy_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +162,12 @@ class ByteStream(Protocol):
 class Node(Protocol):
     """A host that runs machines. Every call may raise NodeUnreachable, NotAllowed and HypervisorError."""
 
-    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+    async def machine_start(self, spec: MachineSpec, *, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """Take a waiting clone, or queue a clone or a cold boot; returns at once, READY already where one waited.
 
         A disk of that machine id is used again if one is there, by a cold boot. MachineExists while that machine is
-        not STOPPED; HostFull, ImageMissing. Wait with `machine_wait`.
+        not STOPPED; HostFull, ImageMissing; HypervisorError names a pattern or a secret that is none. Wait with
+        `machine_wait`. The values of secrets stay in the node's memory.
         """
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
@@ -181,18 +200,24 @@ class Node(Protocol):
         STOPPED; HostFull.
         """
 
-    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+    async def machine_fork(
+        self, source: MachineId, spec: MachineSpec, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
         """A copy of the READY machine `source`, memory and disk, as `spec.machine` with an identity of its own.
 
-        Both go on. Sizes and image are the source's, whatever `spec` says. Returns once the copy is taken, with the
-        new machine QUEUED or further. MachineGone if the source does not run, MachineExists, HostFull.
+        Both go on. Sizes and image are the source's, whatever `spec` says; policy and secrets are not. Returns once the
+        copy is taken, with the new machine QUEUED or further. MachineGone if the source does not run, MachineExists,
+        HostFull.
         """
 
-    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
-        """Let another policy hold from now on, in whatever state the machine is. Repeatable.
+    async def machine_policy(
+        self, machine: MachineId, policy: EgressPolicy, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
+        """Let another policy and other secrets hold from now on, in whatever state the machine is. Repeatable.
 
-        When this returns the connections that it forbids are closed. MachineGone if unknown; HypervisorError names a
-        pattern that is none: the old policy holds on then.
+        `secrets` are all that it has from now on: what is not among them is revoked. When this returns, the connections
+        that are forbidden now are closed, and the next request has the new values. MachineGone if unknown;
+        HypervisorError names a pattern or a secret that is none: all stays as it was then.
         """
 
     async def machine_forget(self, machine: MachineId) -> None:
@@ -227,6 +252,7 @@ def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:
         "stages": dict(info.stages),
         "origin": info.origin.value if info.origin else None,
         "note": info.note,
+        "policy_wanted": info.policy_wanted,
     }
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +31,11 @@ from vm.api import (
     MachineSpec,
     MachineState,
     Origin,
+    Secret,
     StopReason,
 )
 from vm.egress.policy import Policy
+from vm.egress.secrets import require_sane
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset, VmError
 from vm.guest.calls import call
 from vm.guest.channel import Channel
@@ -144,9 +146,10 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _require_policy(policy: EgressPolicy) -> None:
+def _require_policy(policy: EgressPolicy, secrets: Sequence[Secret]) -> None:
     try:
         Policy(policy.allow_net, policy.deny)
+        require_sane(secrets)
     except ValueError as error:
         raise HypervisorError(f"the egress policy: {error}") from error
 
@@ -156,6 +159,7 @@ class _Machine:
     spec: MachineSpec
     info: MachineInfo
     guest: _Guest
+    secrets: tuple[Secret, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
 
@@ -206,6 +210,18 @@ class FakeNode:
         """What the machine may reach now."""
         return self._machines[machine].spec.policy
 
+    def secrets(self, machine: MachineId) -> tuple[Secret, ...]:
+        """The secrets that the node holds for the machine now."""
+        return self._machines[machine].secrets
+
+    def forget_secrets(self) -> None:
+        """The node was killed and started again: it knows no values, and machines that had some want a policy."""
+        for name, machine in self._machines.items():
+            if machine.secrets:
+                machine.secrets = ()
+                wanted = machine.info.state is not MachineState.STOPPED
+                self._set(name, machine.info.state, policy_wanted=wanted)
+
     def disk(self, machine: MachineId) -> Path:
         """The directory that stands for the machine's home; kept until `machine_forget`."""
         return self._machines[machine].guest._home
@@ -220,10 +236,10 @@ class FakeNode:
 
     # -- the protocol
 
-    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+    async def machine_start(self, spec: MachineSpec, *, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """See vm.api.Node."""
         self._enter("machine_start")
-        _require_policy(spec.policy)
+        _require_policy(spec.policy, secrets)
         known = self._machines.get(spec.machine)
         if known is not None and known.info.state in _LIVE:
             raise MachineExists(f"machine {spec.machine} is {known.info.state}")
@@ -235,7 +251,7 @@ class FakeNode:
             since=time.time(),
             origin=Origin.COLD,
         )
-        self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine))
+        self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine), tuple(secrets))
         self._history.append(info)
         self._advance()
         return info
@@ -269,7 +285,12 @@ class FakeNode:
         self._enter("machine_stop")
         known = self._get(machine)
         if known.info.state in _LIVE:
-            changes = {"stop_reason": StopReason.REQUESTED, "detail": detail, "queue_position": 0}
+            changes = {
+                "stop_reason": StopReason.REQUESTED,
+                "detail": detail,
+                "queue_position": 0,
+                "policy_wanted": False,
+            }
             self._set(machine, MachineState.STOPPED, **changes)
             await known.guest.detach()
             self._advance()
@@ -304,25 +325,30 @@ class FakeNode:
             self._advance()
         return known.info
 
-    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+    async def machine_fork(
+        self, source: MachineId, spec: MachineSpec, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
         """See vm.api.Node."""
         self._enter("machine_fork")
         original = self._get(source)
         if original.info.state is not MachineState.READY:
             raise MachineGone(f"machine {source} is {original.info.state}")
         same = replace(spec, memory_mib=original.spec.memory_mib, vcpus=original.spec.vcpus)
-        info = await self.machine_start(same)
+        info = await self.machine_start(same, secrets=secrets)
         if self.disk(source).exists():
             shutil.copytree(self.disk(source), self.disk(spec.machine), symlinks=True, dirs_exist_ok=True)
         self._machines[spec.machine].info = replace(info, origin=Origin.FORK)
         return self._get(spec.machine).info
 
-    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+    async def machine_policy(
+        self, machine: MachineId, policy: EgressPolicy, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
         """See vm.api.Node."""
         self._enter("machine_policy")
-        _require_policy(policy)
+        _require_policy(policy, secrets)
         known = self._get(machine)
-        known.spec = replace(known.spec, policy=policy)
+        known.spec, known.secrets = replace(known.spec, policy=policy), tuple(secrets)
+        known.info = replace(known.info, policy_wanted=False)
         return known.info
 
     async def machine_forget(self, machine: MachineId) -> None:

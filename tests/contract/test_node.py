@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.live.nodes import BOOT, boot, spec
-from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin, StopReason
+from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin, Secret, StopReason
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset
 from vm.guest.calls import GuestCall, call
 
@@ -75,6 +75,44 @@ async def test_a_policy_may_be_changed_at_any_time(node: Node, machine: str) -> 
         await node.machine_policy(machine, policy)
     with pytest.raises(HypervisorError, match="bad pattern"):
         await node.machine_start(replace(spec(secrets.token_hex(16)), policy=EgressPolicy(["bad pattern"])))
+
+
+def _secret(**changes: object) -> Secret:
+    placeholder = f"DENO_SECRET_PLACEHOLDER_{secrets.token_hex(16)}"
+    return replace(Secret("TOKEN", placeholder, "the-value-itself", ["api.example"]), **changes)  # type: ignore[arg-type]
+
+
+async def test_secrets_are_told_with_the_policy_and_one_that_is_none_is_refused(node: Node, machine: str) -> None:
+    """Start, fork and policy take secrets; a refusal says which one and why, and never its value."""
+    secret = _secret(places=["path", "query", "body"])
+    policy = EgressPolicy(["api.example"])
+    assert "the-value-itself" not in repr(secret)
+    info = await node.machine_policy(machine, policy, secrets=[secret, _secret()])
+    assert (info.state, info.policy_wanted) == (MachineState.READY, False)
+    fork = secrets.token_hex(16)
+    await node.machine_fork(machine, spec(fork), secrets=[secret])
+    forked = await node.machine_wait(fork, timeout=BOOT)
+    assert (forked.state, forked.policy_wanted) == (MachineState.READY, False)
+    for bad, why in (
+        ({"hosts": []}, "at least one host"),
+        ({"hosts": ["192.0.2.1"]}, "is an address"),
+        ({"hosts": ["bad host"]}, "bad host"),
+        ({"placeholder": "DENO_SECRET_PLACEHOLDER_12"}, "placeholder"),
+        ({"value": ""}, "a value of"),
+        ({"places": ["cookie"]}, "no place"),
+        ({"placeholder": secret.placeholder}, "same placeholder"),
+    ):
+        with pytest.raises(HypervisorError, match=why) as refused:
+            await node.machine_policy(machine, EgressPolicy(), secrets=[secret, _secret(**bad)])
+        assert "the-value-itself" not in str(refused.value)
+    with pytest.raises(HypervisorError, match="is an address"):
+        await node.machine_start(spec(secrets.token_hex(16)), secrets=[_secret(hosts=["192.0.2.1"])])
+    await node.machine_policy(machine, policy)
+    await node.machine_stop(fork)
+    await boot(node, fork, told=[secret])
+    for name in (machine, fork):
+        await node.machine_stop(name)
+        await node.machine_forget(name)
 
 
 async def test_what_is_unknown_is_gone(node: Node) -> None:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vm.api import Identity, MachineInfo, MachineSpec, MachineState, Node
+from vm.api import Identity, MachineInfo, MachineSpec, MachineState, Node, Secret
 from vm.errors import StreamReset
 from vm.guest.calls import GuestCall, call
 from vm.host.provision import Users, provision
@@ -143,9 +144,9 @@ def spec(
     )
 
 
-async def boot(node: Node, machine: str, **details: Any) -> MachineInfo:
-    """Start a machine and wait until it is ready."""
-    await node.machine_start(spec(machine, **details))
+async def boot(node: Node, machine: str, *, told: Sequence[Secret] = (), **details: Any) -> MachineInfo:
+    """Start a machine that has been told these secrets, and wait until it is ready."""
+    await node.machine_start(spec(machine, **details), secrets=told)
     info = await node.machine_wait(machine, timeout=BOOT)
     assert info.state is MachineState.READY, info
     return info

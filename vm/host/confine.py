@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGTERM = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,6 +71,14 @@ def reveal(trees: list[Path], closed: list[Path]) -> None:
             _mount("none", str(tree), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID)
     for handle in handles.values():
         os.close(handle)
+
+
+def undumpable() -> None:
+    """Let nothing of this process's memory be written to a core file, or be read by another of its user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "PR_SET_DUMPABLE")
 
 
 def become(user: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vm.api import (
     MachineId,
     MachineInfo,
     MachineSpec,
+    Secret,
     machine_info_from_json,
 )
 from vm.errors import BY_CODE, NodeUnreachable, VmError
@@ -36,9 +37,10 @@ class NodeClient:
         self._key = key
         self._connect_timeout = connect_timeout
 
-    async def machine_start(self, spec: MachineSpec) -> MachineInfo:
+    async def machine_start(self, spec: MachineSpec, *, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """See vm.api.Node."""
-        return machine_info_from_json(await self._call("machine_start", spec.machine, {"spec": _spec_to_json(spec)}))
+        params = {"spec": _spec_to_json(spec), "secrets": _secrets_to_json(secrets)}
+        return machine_info_from_json(await self._call("machine_start", spec.machine, params))
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
         """See vm.api.Node."""
@@ -65,16 +67,19 @@ class NodeClient:
         """See vm.api.Node."""
         return machine_info_from_json(await self._call("machine_resume", machine))
 
-    async def machine_fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+    async def machine_fork(
+        self, source: MachineId, spec: MachineSpec, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
         """See vm.api.Node."""
-        return machine_info_from_json(
-            await self._call("machine_fork", source, {"spec": _spec_to_json(spec)}, patience=_SAVING)
-        )
+        params = {"spec": _spec_to_json(spec), "secrets": _secrets_to_json(secrets)}
+        return machine_info_from_json(await self._call("machine_fork", source, params, patience=_SAVING))
 
-    async def machine_policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+    async def machine_policy(
+        self, machine: MachineId, policy: EgressPolicy, *, secrets: Sequence[Secret] = ()
+    ) -> MachineInfo:
         """See vm.api.Node."""
-        answer = await self._call("machine_policy", machine, {"policy": asdict(policy)})
-        return machine_info_from_json(answer)
+        params = {"policy": asdict(policy), "secrets": _secrets_to_json(secrets)}
+        return machine_info_from_json(await self._call("machine_policy", machine, params))
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
@@ -143,6 +148,10 @@ def _spec_to_json(spec: MachineSpec) -> dict[str, Any]:
     fields = asdict(spec)
     fields["identity"]["env"] = dict(spec.identity.env)
     return fields
+
+
+def _secrets_to_json(secrets: Sequence[Secret]) -> list[dict[str, Any]]:
+    return [asdict(secret) for secret in secrets]
 
 
 @dataclass(frozen=True, slots=True)

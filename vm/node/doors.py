@@ -1,17 +1,19 @@
 """The door of each machine: its gate and its resolver, at the sockets in its namespace. Shut until it is somebody's.
 
-A door belongs to a body, since a namespace does; names belong to a machine, for all its life.
+A door belongs to a body, since a namespace does; names and secrets belong to a machine, for all its life. Secrets are
+in memory only: a machine whose secrets another node knew keeps its door shut until they are told again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from vm.api import EgressPolicy
+from vm.api import EgressPolicy, MachineId, Secret
 from vm.egress.gate import Gate
 from vm.egress.journal import Journal
 from vm.egress.policy import Policy
@@ -51,6 +53,24 @@ class Doors:
             raise HypervisorError(f"the egress settings cannot be read: {error}") from error
         self._made: dict[BodyId, DoorSockets] = {}
         self._open: dict[BodyId, _Door] = {}
+        self._secrets: dict[MachineId, tuple[Secret, ...]] = {}
+        self._waiting: set[BodyId] = set()  # for secrets
+
+    # -- secrets
+
+    def entrust(self, machine: MachineId, secrets: Sequence[Secret]) -> None:
+        """Know all secrets of a machine from now on."""
+        self._secrets[machine] = tuple(secrets)
+
+    def distrust(self, machine: MachineId) -> None:
+        """Know none of a machine's secrets any more. Repeatable."""
+        self._secrets.pop(machine, None)
+
+    def may_open(self, record: Record) -> bool:
+        """Whether all is known that a machine's door needs."""
+        return not record.has_secrets or record.machine in self._secrets
+
+    # -- doors
 
     def made(self, body: BodyId, sockets: DoorSockets) -> None:
         """A body has its namespace, and these in it."""
@@ -64,10 +84,17 @@ class Doors:
             sockets.close()
 
     def open(self, record: Record) -> None:
-        """Let a machine's policy hold from now on. HypervisorError if that is not possible: it has no network then."""
+        """Let a machine's policy hold from now on; where its secrets are not known, `change` does.
+
+        HypervisorError if that is not possible: it has no network then.
+        """
         sockets = self._made.get(record.body)
         if sockets is None:
             raise HypervisorError("its namespace has no sockets")
+        if not self.may_open(record):
+            log.warning("machine %s has no network until its secrets are told again", record.machine)
+            self._waiting.add(record.body)
+            return
         try:
             names = NamesFile(self._layout.names(record.machine)).load()
             journal = Journal()
@@ -85,16 +112,23 @@ class Doors:
         except (OSError, ValueError) as error:
             raise HypervisorError(f"its network could not be opened: {error}") from error
         del self._made[record.body]
+        self._waiting.discard(record.body)
         self._open[record.body] = door
         asyncio.get_running_loop().add_reader(sockets.udp, self._lookups, door)
 
-    def change(self, body: BodyId, policy: EgressPolicy) -> None:
-        """Let another policy hold; connections that it forbids are reset before this returns."""
-        if body in self._open:
-            self._open[body].gate.change(policy_of(policy))
+    def change(self, record: Record) -> None:
+        """Let another policy hold; connections that it forbids are reset before this returns.
+
+        HypervisorError if a door that waited for it cannot be opened.
+        """
+        if record.body in self._open:
+            self._open[record.body].gate.change(policy_of(record.spec.policy))
+        elif record.body in self._waiting:
+            self.open(record)
 
     def shut(self, body: BodyId) -> None:
         """Nothing of that body passes any more. Repeatable."""
+        self._waiting.discard(body)
         door = self._open.pop(body, None)
         if door is not None:
             asyncio.get_running_loop().remove_reader(door.sockets.udp)

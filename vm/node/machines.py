@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, Secret, StopReason
 from vm.background import spawn
+from vm.egress.secrets import require_sane
 from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, VmError
 from vm.guest.calls import call
 from vm.guest.channel import GuestStream
@@ -79,9 +80,9 @@ class Machines:
 
     # -- verbs
 
-    async def start(self, spec: MachineSpec) -> MachineInfo:
+    async def start(self, spec: MachineSpec, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """See vm.api.Node.machine_start."""
-        _require_sane(spec)
+        _require_sane(spec, secrets)
         before = self.known.get(spec.machine)
         if before is not None and before.record.state is not MachineState.STOPPED:
             raise MachineExists(f"machine {spec.machine} is {before.record.state}")
@@ -89,7 +90,7 @@ class Machines:
         # Its disk lies over the image it was made from, whatever is asked for now
         wanted = before.record.image if before and kept else spec.image or self.config.image
         image = image_find(self.config.image_cache, wanted)
-        record = self._record(spec, image.hash)
+        record = self._record(spec, image.hash, secrets)
         if before is not None:
             self.new_body(record)
             record.cpu_before = before.record.cpu_seconds
@@ -123,12 +124,14 @@ class Machines:
         name = machine.record.machine
         if self.known.get(name) is not machine or machine.record.state is MachineState.STOPPED:
             return  # it was stopped meanwhile, and is known as that
+        self.doors.distrust(name)
         if before is not None:
             self.known[name] = before
         else:
             del self.known[name]
 
-    def _record(self, spec: MachineSpec, image: str) -> Record:
+    def _record(self, spec: MachineSpec, image: str, secrets: Sequence[Secret]) -> Record:
+        self.doors.entrust(spec.machine, secrets)
         return Record(
             spec=spec,
             image=image,
@@ -136,13 +139,14 @@ class Machines:
             since=time.time(),
             boot_id=self._boot_id,
             body=spec.machine,
+            has_secrets=bool(secrets),
         )
 
     async def _take(self, machine: Machine, waiting: Machine) -> bool:
         """Make a clone that waited this machine; False (and nothing is left of the clone) if it does not answer."""
         began = time.monotonic()
         asked, record = machine.record, waiting.record
-        record.spec, record.since = asked.spec, asked.since
+        record.spec, record.since, record.has_secrets = asked.spec, asked.since, asked.has_secrets
         # What making it cost is nobody's
         record.cpu_before, record.stages, record.boots = asked.cpu_before - record.cpu_seconds, {}, 1
         record.cpu_seconds = asked.cpu_seconds
@@ -279,18 +283,18 @@ class Machines:
                 self.enqueue(known)
         return self.info(known)
 
-    async def fork(self, source: MachineId, spec: MachineSpec) -> MachineInfo:
+    async def fork(self, source: MachineId, spec: MachineSpec, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """See vm.api.Node.machine_fork."""
         original = self._get(source)
         mine = original.record
         spec = replace(
             spec, memory_mib=mine.spec.memory_mib, vcpus=mine.spec.vcpus, disk_gib=mine.spec.disk_gib, image=mine.image
         )
-        _require_sane(spec)
+        _require_sane(spec, secrets)
         before = self.known.get(spec.machine)
         if before is not None:
             raise MachineExists(f"machine {spec.machine} is {before.record.state}")
-        record = self._record(spec, mine.image)
+        record = self._record(spec, mine.image, secrets)
         record.origin = Origin.FORK
         machine = self.known[spec.machine] = Machine(record)
         try:
@@ -353,13 +357,16 @@ class Machines:
             self._save(machine.record)
         await self.layers.sweep(self.needed_layers)
 
-    async def policy(self, machine: MachineId, policy: EgressPolicy) -> MachineInfo:
+    async def policy(self, machine: MachineId, policy: EgressPolicy, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """See vm.api.Node.machine_policy."""
         known = self._get(machine)
-        _require_policy(policy)
+        _require_policy(policy, secrets)
         known.record.spec = replace(known.record.spec, policy=policy)
+        known.record.has_secrets = bool(secrets)
         self._save(known.record)
-        self.doors.change(known.record.body, policy)
+        if known.record.state is not MachineState.STOPPED:  # it gets them when it is started
+            self.doors.entrust(machine, secrets)
+            self.doors.change(known.record)
         return self.info(known)
 
     async def forget(self, machine: MachineId) -> None:
@@ -373,6 +380,7 @@ class Machines:
         self.layout.record(machine).unlink(missing_ok=True)
         place = self.layout.machine(machine)
         del self.known[machine]
+        self.doors.distrust(machine)
         name = self.names.of(known.record.body)
         await self.lanes.run(name, lambda: shutil.rmtree(place, ignore_errors=True), deadline=60)
         self.lanes.forget(name)
@@ -404,7 +412,9 @@ class Machines:
 
     def info(self, machine: Machine) -> MachineInfo:
         """The machine as the world sees it."""
-        return machine.record.info(self._queue.index(machine) + 1 if machine in self._queue else 0)
+        record = machine.record
+        wanted = record.state is not MachineState.STOPPED and not self.doors.may_open(record)
+        return record.info(self._queue.index(machine) + 1 if machine in self._queue else 0, policy_wanted=wanted)
 
     def enqueue(self, machine: Machine) -> None:
         """Let the machine boot when it is its turn."""
@@ -456,6 +466,7 @@ class Machines:
         record = machine.record
         record.cpu_before = record.cpu_seconds
         record.memory = ""
+        self.doors.distrust(record.machine)
         self.keeper.measure_disk(record)
         self._enter(machine, MachineState.STOPPED, reason=reason, detail=detail)
 
@@ -760,7 +771,7 @@ def _full(error: HostFull) -> StopReason:
     return StopReason.NO_CAPACITY if "memory" in error.detail else StopReason.DISK_FULL
 
 
-def _require_sane(spec: MachineSpec) -> None:
+def _require_sane(spec: MachineSpec, secrets: Sequence[Secret]) -> None:
     if not _MACHINE.fullmatch(spec.machine):
         raise HypervisorError("a machine's id is 32 lower-case hexadecimal digits")
     if not _HOSTNAME.fullmatch(spec.identity.hostname):
@@ -768,11 +779,12 @@ def _require_sane(spec: MachineSpec) -> None:
     for name, (lowest, highest) in _LIMITS.items():
         if not lowest <= getattr(spec, name) <= highest:
             raise HypervisorError(f"{name} must be {lowest} to {highest}")
-    _require_policy(spec.policy)
+    _require_policy(spec.policy, secrets)
 
 
-def _require_policy(policy: EgressPolicy) -> None:
+def _require_policy(policy: EgressPolicy, secrets: Sequence[Secret]) -> None:
     try:
         policy_of(policy)
+        require_sane(secrets)
     except ValueError as error:
         raise HypervisorError(f"the egress policy: {error}") from error

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vm.api import EgressPolicy, Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, StopReason
+from vm.api import EgressPolicy, Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, Secret, StopReason
 from vm.errors import HostFull
 from vm.storage.layout import BodyId, LayerId, Layout
 
@@ -32,6 +32,7 @@ class Record:
     is on its disk. `origin` says how it starts, or started: from `template`, or from `memory`, a save image. That image
     is good until `committed`: from then on the processor may have run, and disk and memory have parted.
     `cpu_before` is what earlier domains used. `disk_bytes` leaves out what it shares with its template or a fork.
+    `has_secrets` is all that is written down of them.
     """
 
     spec: MachineSpec
@@ -55,6 +56,7 @@ class Record:
     cpu_before: float = 0.0
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
+    has_secrets: bool = False
 
     @property
     def machine(self) -> MachineId:
@@ -66,7 +68,7 @@ class Record:
         """What its domain has: what was asked for, rounded up."""
         return -(-self.spec.memory_mib // MEMORY_STEP) * MEMORY_STEP
 
-    def info(self, queue_position: int = 0) -> MachineInfo:
+    def info(self, queue_position: int = 0, *, policy_wanted: bool = False) -> MachineInfo:
         """As the world sees it."""
         return MachineInfo(
             machine=self.machine,
@@ -82,6 +84,7 @@ class Record:
             stages=dict(self.stages),
             origin=self.origin,
             note=self.note,
+            policy_wanted=policy_wanted,
         )
 
     def enter(self, state: MachineState, *, reason: StopReason | None = None, detail: str = "") -> None:
@@ -110,6 +113,13 @@ def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
     """An EgressPolicy from its wire form. TypeError, KeyError or ValueError if it is none."""
     allow = data["allow_net"]
     return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]))
+
+
+def secrets_from_json(data: list[dict[str, Any]]) -> tuple[Secret, ...]:
+    """Secrets from their wire form. TypeError, KeyError or ValueError if they are none, without a word of a value."""
+    return tuple(
+        Secret(one["name"], one["placeholder"], one["value"], tuple(one["hosts"]), tuple(one["places"])) for one in data
+    )
 
 
 def record_load(path: Path) -> Record:

@@ -20,6 +20,7 @@ from vm.api import ByteStream, MachineInfo, machine_info_to_json
 from vm.background import spawn
 from vm.errors import HypervisorError, NotAllowed, StreamReset, VmError
 from vm.host import kvm
+from vm.host.confine import undumpable
 from vm.libvirt.connection import Connection, Event, QemuUser, open_embedded
 from vm.node import capability, wire
 from vm.node.client import read_key
@@ -28,7 +29,7 @@ from vm.node.hostinfo import host_info
 from vm.node.lanes import Lanes
 from vm.node.machines import Machines
 from vm.node.reaper import reap_on_sigchld
-from vm.node.records import Names, policy_from_json, spec_from_json
+from vm.node.records import Names, policy_from_json, secrets_from_json, spec_from_json
 from vm.node.settle import settle
 from vm.node.sweep import sweep_for_ever
 from vm.storage.images import image_find
@@ -129,8 +130,8 @@ def _only_one(layout: Layout) -> Iterator[None]:
 
 
 def _bound_ourselves() -> None:
-    # Identities carry people's environment variables: they must not end up in a core dump
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Secrets, and identities with people's environment variables: they must not end up in a core dump
+    undumpable()
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -243,7 +244,7 @@ class Server:
         spec = spec_from_json(params["spec"])
         if spec.machine != machine:
             raise NotAllowed("the capability is for another machine")
-        return machine_info_to_json(await self._machines.start(spec))
+        return machine_info_to_json(await self._machines.start(spec, secrets_from_json(params["secrets"])))
 
     async def _machine_wait(self, machine: str, params: dict[str, Any]) -> Any:
         return machine_info_to_json(await self._machines.wait(machine, float(params["timeout"])))
@@ -264,10 +265,12 @@ class Server:
         return machine_info_to_json(await self._machines.resume(machine))
 
     async def _machine_fork(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.fork(machine, spec_from_json(params["spec"])))
+        spec, secrets = spec_from_json(params["spec"]), secrets_from_json(params["secrets"])
+        return machine_info_to_json(await self._machines.fork(machine, spec, secrets))
 
     async def _machine_policy(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.policy(machine, policy_from_json(params["policy"])))
+        policy, secrets = policy_from_json(params["policy"]), secrets_from_json(params["secrets"])
+        return machine_info_to_json(await self._machines.policy(machine, policy, secrets))
 
     async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
         await self._machines.forget(machine)
