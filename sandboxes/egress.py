@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sandboxes.errors import Invalid
+from sandboxes.models import Sandbox
+from vm.api import EgressPolicy
 from vm.egress.policy import parse_all
 
 
@@ -14,3 +16,8 @@ def check_allow_net(patterns: Sequence[str] | None) -> None:
         parse_all(patterns or ())
     except ValueError as error:
         raise Invalid(f"allow_net: {error}", field="allow_net") from error
+
+
+def policy_of(sandbox: Sandbox) -> EgressPolicy:
+    """What its machine is told of that."""
+    return EgressPolicy(allow_net=sandbox.allow_net)

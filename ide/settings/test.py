@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 
 # Set here and not in conftest.py, because mypy's Django plugin loads the settings as well.
@@ -23,3 +24,6 @@ for _database in DATABASES.values():  # noqa: F405
     # A file, because threads and event loops of one test must see the same database.
     if "sqlite3" in _database["ENGINE"]:
         _database["TEST"] = {"NAME": str(ENV.data / "test.sqlite3")}  # noqa: F405
+# What vm/host/provision.py makes for an installation; anew for each run, as is the database.
+ENV.secrets_key.parent.mkdir(exist_ok=True)  # noqa: F405
+ENV.secrets_key.write_text(secrets.token_urlsafe(48))  # noqa: F405
