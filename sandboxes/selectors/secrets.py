@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 
 from sandboxes import permissions, states
 from sandboxes.models import Sandbox, SandboxState, Secret, SecretDelivery, SecretPlaceholder
@@ -36,13 +36,18 @@ def meant_for(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 def effective(sandbox: Sandbox) -> list[Secret]:
     """The secrets of a sandbox by name: its own, and the organization's that are meant for it, which go behind them."""
-    rows = Secret.objects.filter(Q(sandbox=None) | Q(sandbox=sandbox), organization_id=sandbox.organization_id)
+    rows = _had_by(sandbox)
     found: dict[str, Secret] = {}
     # One of the sandbox's own is the later one, and stays
     for row in sorted(rows, key=lambda row: (row.sandbox_id is not None, row.name)):
         if row.sandbox_id is not None or meant_for(row.labels, sandbox.labels):
             found[row.name] = row
     return list(found.values())
+
+
+def _had_by(sandbox: Sandbox) -> QuerySet[Secret]:
+    """Its own, and all of its organization."""
+    return Secret.objects.filter(Q(sandbox=None) | Q(sandbox=sandbox), organization_id=sandbox.organization_id)
 
 
 def behind(*, organization_id: int | None = None, machines: Sequence[MachineId] = ()) -> list[Sandbox]:
@@ -71,7 +76,7 @@ def secret_list_of(*, actor: Actor, sandbox: Sandbox) -> list[Shown]:
     permissions.require(actor, "secret.view", sandbox.organization_id)
     late = int(sandbox.pk in {row.pk for row in _late(sandbox.organization_id)})
     placeholders = dict(SecretPlaceholder.objects.filter(sandbox=sandbox).values_list("name", "placeholder"))
-    rows = Secret.objects.filter(Q(sandbox=None) | Q(sandbox=sandbox), organization_id=sandbox.organization_id)
+    rows = _had_by(sandbox).select_related("sandbox")
     there = [row for row in rows if row.sandbox_id is not None or meant_for(row.labels, sandbox.labels)]
     own = {row.name for row in there if row.sandbox_id is not None}
     shown = [
