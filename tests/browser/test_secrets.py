@@ -120,6 +120,7 @@ def test_a_sandboxs_own(page: Page, workspace: Workspace, machine: str, heard: l
     second.goto(f"{machine}/details")
     second.get_by_role("button", name="Revoke PAGE_KEY").click()
     second.get_by_role("alertdialog").get_by_role("button", name="Revoke").click()
+    expect(second.get_by_role("row", name=re.compile("^PAGE_KEY"))).to_have_count(0)
     second.close()
     expect(row).to_have_count(0)
     expect(page.get_by_text("One that is made here is for this sandbox only")).to_be_visible()
