@@ -71,7 +71,9 @@ def postgres() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(request: pytest.FixtureRequest) -> None:
+def django_db_modify_db_settings(
+    request: pytest.FixtureRequest, django_db_modify_db_settings_parallel_suffix: None
+) -> None:
     """Put the database that was asked for in place before pytest-django makes it."""
     if request.config.getoption("--database") == "postgres":
         from django.db import connections

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vm.guest.agent.errors import Refusal
@@ -30,6 +30,11 @@ from vm.guest.agent.patterns import glob_segment, javascript
         (r"(?<=x)y(?!z)", "", "xy", "xyz"),
         (r"[[&&~~||]", "", "&", "x"),
         (r"\$\-", "", "$-", "$"),
+        (r"^[+--]$", "", ",", "."),
+        (r"^[--/]$", "", ".", ","),
+        (r"^[ac-]$", "", "-", "b"),
+        (r"^[a-c-e]$", "", "-", "d"),
+        (r"^[\d-x]$", "", "-", "a"),
     ],
 )
 def test_javascript_means_the_same(source: str, flags: str, yes: str, no: str) -> None:
@@ -55,6 +60,7 @@ def test_any_expression_is_compiled_or_refused(source: str, flags: str) -> None:
         javascript(source, flags)
 
 
+@example("[:--]", False)
 @given(st.text(alphabet="ab*?[]{}()!@+|,\\-:.^", max_size=24), st.booleans())
 def test_any_glob_is_compiled_or_refused(glob: str, extended: bool) -> None:
     """No glob makes the translation fail in any other way."""
@@ -74,6 +80,8 @@ def test_any_glob_is_compiled_or_refused(glob: str, extended: bool) -> None:
         ("[]]", "]", "["),
         (r"\*", "*", "a"),
         ("[a-c]", "b", "-"),
+        ("[+--]", ",", "."),
+        ("[a-]", "-", "b"),
         ("a,b", "a,b", "a"),
         ("{a", "{a", "a"),
     ],

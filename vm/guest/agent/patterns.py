@@ -47,17 +47,21 @@ def _translated(source: str, *, multiline: bool, unicode: bool) -> str:
     out: list[str] = []
     at = 0
     in_class = False
+    dash = False  # the next dash in a class makes a range of what is before and behind it
     while at < len(source):
         rest = source[at:]
         char = source[at]
         if char == "\\":
+            dash = in_class and out[-1] != "-" and rest[1:2] not in tuple("dDwWsS")
             piece, used = _escape(rest, in_class=in_class, unicode=unicode)
             out.append(piece)
             at += used
         elif in_class:
             in_class = char != "]"
-            # These begin set operations in some future Python
-            out.append("\\" + char if char in "[&~|" else char)
+            ranges = char == "-" and dash
+            dash = not ranges and out[-1] != "-"
+            # All of these begin set operations in some future Python
+            out.append("\\" + char if char in "[&~|" or (char == "-" and not ranges) else char)
             at += 1
         elif rest.startswith("[^]"):
             out.append(r"[\s\S]")
@@ -66,7 +70,7 @@ def _translated(source: str, *, multiline: bool, unicode: bool) -> str:
             out.append("(?!)")
             at += 2
         elif char == "[":
-            in_class = True
+            in_class, dash = True, False
             negated = rest.startswith("[^")
             out.append("[^" if negated else "[")
             at += 2 if negated else 1
@@ -189,6 +193,8 @@ def _class(text: str) -> str:
             out.append(_POSIX[match[1]])
             at += match.end()
         else:
-            out.append("-" if body[at] == "-" else re.escape(body[at]))
-            at += 1
+            # A dash is a range's between two characters, and itself everywhere else
+            ends = body[at : at + 3 : 2] if len(body) > at + 2 and body[at + 1] == "-" else body[at]
+            out.append("-".join(map(re.escape, ends)))
+            at += 2 * len(ends) - 1
     return f"[{'^' if negated else ''}{''.join(out)}]"
