@@ -17,6 +17,8 @@ class Config(TypedDict):
     idle_minutes: int
     low_memory_mib: int
     stray_hours: int
+    egress_days: int
+    egress_rows: int
     quota_vcpus: int
     quota_memory_mib: int
     quota_disk_gib: int

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sandboxes import audit, sentences, states
+from sandboxes import audit, egress, sentences, states
 from sandboxes.database import in_thread
-from sandboxes.models import Event, Sandbox
+from sandboxes.models import EgressDenial, Event, Sandbox
 from vm import background
 
 POLL = 0.25
@@ -61,6 +61,31 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
         "deleted_at": timestamp(sandbox.deleted_at),
         "restorable_until": timestamp(states.restorable_until(sandbox)),
         "forked_from": sandbox.forked_from or None,
+        "network_version": sandbox.network_version,
+    }
+
+
+def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
+    """A denial, or what waits for an answer, as pages and REST show it; `sandbox` with its organization."""
+    remedy = egress.remedy_of(
+        host=denial.host,
+        port=denial.port,
+        rule=denial.rule,
+        allow_net=sandbox.allow_net,
+        deny_net=sandbox.deny_net,
+        organization=sandbox.organization.deny_net,
+    )
+    return {
+        "id": denial.pk,
+        "sandbox": sandbox.public_id,
+        "at": timestamp(denial.at),
+        "host": denial.host,
+        "port": denial.port,
+        "pattern": egress.pattern_of(denial.host, denial.port) if denial.host else "",
+        "rule": denial.rule,
+        "detail": denial.detail,
+        "remedy": remedy if denial.host else "",
+        "waits_until": timestamp(denial.waits_until),
     }
 
 

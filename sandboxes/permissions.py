@@ -14,6 +14,7 @@ RULES: dict[str, tuple[Role, str]] = {
     "organization.view": (Role.VIEWER, "read"),
     "organization.edit": (Role.ADMIN, "organization"),
     "organization.spending": (Role.OWNER, "organization"),
+    "organization.network": (Role.ADMIN, "organization"),
     "usage.view": (Role.VIEWER, "read"),
     "member.list": (Role.VIEWER, "read"),
     "member.invite": (Role.ADMIN, "organization"),
@@ -38,6 +39,7 @@ RULES: dict[str, tuple[Role, str]] = {
     "secret.view": (Role.MEMBER, "read"),
     "secret.edit": (Role.MEMBER, "sandboxes"),
     "secret.edit_organization": (Role.MEMBER, "organization"),
+    "sandbox.network": (Role.MEMBER, "sandboxes"),
 }
 SCOPES = ("read", "sandboxes", "organization")
 

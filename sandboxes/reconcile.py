@@ -20,7 +20,7 @@ from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
 from sandboxes.selectors.secrets import behind
-from sandboxes.services import delivery, lifecycle, presence, secrets, suspension
+from sandboxes.services import delivery, egress, lifecycle, presence, secrets, suspension
 from vm.api import MachineId, MachineInfo, MachineState
 from vm.errors import MachineGone, VmError
 
@@ -114,10 +114,12 @@ async def reconcile() -> None:
         return
     known = dict(machines)
     # Rows after machines: a machine has its row before it exists, so one without a row here is really nobody's.
-    for sandbox in await in_thread(_rows):
+    for sandbox, policy in await in_thread(_rows):
         info = machines.pop(sandbox.machine, None)
         try:
             await _settle(sandbox, info, asked)
+            if info is not None and info.state is not MachineState.STOPPED and info.policy != policy:
+                await egress.network_push(sandbox=sandbox)
         except VmError as error:
             log.warning("could not settle", sandbox=sandbox.public_id, error=str(error))
         except Exception:
@@ -129,8 +131,10 @@ async def reconcile() -> None:
     await idle.suspend_unused(machines=known)
 
 
-def _rows() -> list[Sandbox]:
-    return list(Sandbox.objects.filter(machine_removed=False))
+def _rows() -> list[tuple[Sandbox, str]]:
+    """The rows that may have a machine, each with the digest of what it may reach."""
+    rows = Sandbox.objects.filter(machine_removed=False).select_related("organization")
+    return [(row, egress.policy_digest_of(row)) for row in rows]
 
 
 async def _settle(sandbox: Sandbox, info: MachineInfo | None, asked: float) -> None:

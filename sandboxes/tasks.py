@@ -7,6 +7,7 @@ import asyncio
 from celery import shared_task
 
 from sandboxes import reconcile as reconciler
+from sandboxes.services.egress_journal import egress_collect, egress_prune
 from sandboxes.services.spending import spending_enforce
 from sandboxes.services.usage import usage_collect, usage_prune
 
@@ -34,6 +35,18 @@ def prune() -> None:
 def usage() -> None:
     """Count what machines use."""
     asyncio.run(usage_collect())
+
+
+@shared_task(name="sandboxes.egress")  # type: ignore[untyped-decorator]
+def egress() -> None:
+    """Take what sandboxes connected to into the journal."""
+    asyncio.run(egress_collect())
+
+
+@shared_task(name="sandboxes.egress_prune")  # type: ignore[untyped-decorator]
+def prune_egress() -> None:
+    """Keep of the journal what the installation keeps."""
+    egress_prune()
 
 
 @shared_task(name="sandboxes.spending")  # type: ignore[untyped-decorator]

@@ -6,10 +6,14 @@ it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+from vm.egress.journal import Passage, passage_from_json, passage_to_json
 
 type MachineId = str
 """32 lower-case hex digits, made by the caller; never used for a second machine."""
@@ -65,10 +69,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What a machine may reach, as patterns (vm/egress/policy.py). `allow_net` None: every public host; empty: none."""
+    """What a machine may reach, as patterns (vm/egress/policy.py). `allow_net` None: every public host; empty: none.
+
+    `ask`: a connection to a host that no pattern is about waits for a while, for another policy that decides.
+    """
 
     allow_net: Sequence[str] | None = None
     deny: Sequence[str] = ()
+    ask: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,7 @@ class MachineInfo:
     take on the host's disk. `note` says what people should know of its start, such as a fall back to a cold boot.
     `policy_wanted`: it has secrets whose values the node lost when it ended, so it has no network until
     `machine_policy` tells them again.
+    `policy` is the digest of the policy that holds (`policy_digest`).
     """
 
     machine: MachineId
@@ -123,11 +132,15 @@ class MachineInfo:
     origin: Origin | None = None
     note: str = ""
     policy_wanted: bool = False
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """The host in numbers; memory and disk in bytes. `pool_ready` clones wait of the `pool_wanted` there should be."""
+    """The host in numbers; memory and disk in bytes. `pool_ready` clones wait of the `pool_wanted` there should be.
+
+    `registries` are the package registries that the image's own tools ask, as patterns of a policy.
+    """
 
     name: str
     accelerator: str  # "kvm" or "tcg"
@@ -141,6 +154,28 @@ class HostInfo:
     templates: int = 0
     pool_ready: int = 0
     pool_wanted: int = 0
+    registries: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PassageEntry:
+    """One connection of a machine that has ended. `number` is no other's of that node, and grows."""
+
+    number: int
+    machine: MachineId
+    passage: Passage
+
+
+@dataclass(frozen=True, slots=True)
+class PassageBatch:
+    """Connections in the order of their ends; ask on with `cursor`.
+
+    `dropped` counts those that the node could not keep, or that nobody asked for in time, since it began to count.
+    """
+
+    cursor: str
+    entries: Sequence[PassageEntry]
+    dropped: int = 0
 
 
 class ByteStream(Protocol):
@@ -220,6 +255,14 @@ class Node(Protocol):
         HypervisorError names a pattern or a secret that is none: all stays as it was then.
         """
 
+    async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
+        """At most `limit` (up to 2,000) connections that ended after `cursor`, of all machines; empty: from the oldest.
+
+        Repeatable: whoever keeps a cursor only once he has kept the entries gets each at least once, by its number. A
+        kill of the node loses half a second of them at most. What is older than some megabytes goes unasked. A cursor
+        of another node, or of one that lost its data, counts as empty.
+        """
+
     async def machine_forget(self, machine: MachineId) -> None:
         """Remove a STOPPED machine with its disk and everything of it. Repeatable. MachineExists if it still runs."""
 
@@ -234,6 +277,24 @@ class Node(Protocol):
 
     def events(self) -> AsyncIterator[MachineInfo]:
         """Every state change from now on, until the caller stops; ends with NodeUnreachable when the node goes."""
+
+
+def policy_digest(policy: EgressPolicy) -> str:
+    """Tells whether two policies are the same: 16 hexadecimal digits."""
+    allow = None if policy.allow_net is None else list(policy.allow_net)
+    return hashlib.sha256(json.dumps([allow, list(policy.deny), policy.ask]).encode()).hexdigest()[:16]
+
+
+def passages_to_json(batch: PassageBatch) -> dict[str, Any]:
+    """The wire form of a PassageBatch."""
+    entries = [[entry.number, entry.machine, passage_to_json(entry.passage)] for entry in batch.entries]
+    return {"cursor": batch.cursor, "entries": entries, "dropped": batch.dropped}
+
+
+def passages_from_json(data: Mapping[str, Any]) -> PassageBatch:
+    """The inverse of `passages_to_json`."""
+    entries = [PassageEntry(number, machine, passage_from_json(one)) for number, machine, one in data["entries"]]
+    return PassageBatch(data["cursor"], entries, data["dropped"])
 
 
 def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:
@@ -253,6 +314,7 @@ def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:
         "origin": info.origin.value if info.origin else None,
         "note": info.note,
         "policy_wanted": info.policy_wanted,
+        "policy": info.policy,
     }
 
 

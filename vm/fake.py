@@ -31,9 +31,13 @@ from vm.api import (
     MachineSpec,
     MachineState,
     Origin,
+    PassageBatch,
+    PassageEntry,
     Secret,
     StopReason,
+    policy_digest,
 )
+from vm.egress.journal import Passage
 from vm.egress.policy import Policy
 from vm.egress.secrets import require_sane
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset, VmError
@@ -178,6 +182,8 @@ class FakeNode:
         self._failures: dict[str, deque[VmError]] = {}
         self._history: list[MachineInfo] = []
         self._down: VmError | None = None
+        self._passages: list[PassageEntry] = []
+        self.registries: tuple[str, ...] = ()
 
     # -- failures on demand
 
@@ -222,6 +228,11 @@ class FakeNode:
                 wanted = machine.info.state is not MachineState.STOPPED
                 self._set(name, machine.info.state, policy_wanted=wanted)
 
+    def passed(self, machine: MachineId, *passages: Passage) -> None:
+        """The machine had these connections."""
+        for passage in passages:
+            self._passages.append(PassageEntry(len(self._passages) + 1, machine, passage))
+
     def disk(self, machine: MachineId) -> Path:
         """The directory that stands for the machine's home; kept until `machine_forget`."""
         return self._machines[machine].guest._home
@@ -250,6 +261,7 @@ class FakeNode:
             vcpus=spec.vcpus,
             since=time.time(),
             origin=Origin.COLD,
+            policy=policy_digest(spec.policy),
         )
         self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine), tuple(secrets))
         self._history.append(info)
@@ -348,8 +360,18 @@ class FakeNode:
         _require_policy(policy, secrets)
         known = self._get(machine)
         known.spec, known.secrets = replace(known.spec, policy=policy), tuple(secrets)
-        known.info = replace(known.info, policy_wanted=False)
+        known.info = replace(known.info, policy=policy_digest(policy), policy_wanted=False)
         return known.info
+
+    async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node."""
+        self._enter("egress_passages")
+        if not 1 <= limit <= 2000:
+            raise HypervisorError("between 1 and 2000 connections may be asked for at a time")
+        number = cursor.removeprefix("fake:")
+        after = int(number) if cursor.startswith("fake:") and number.isdecimal() else 0
+        found = [entry for entry in self._passages if entry.number > after][:limit]
+        return PassageBatch(f"fake:{found[-1].number if found else after}", found)
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
@@ -378,6 +400,7 @@ class FakeNode:
             disk_free=disk.free,
             image="0" * 16,
             boot_id="00000000-0000-0000-0000-000000000000",
+            registries=self.registries,
         )
 
     async def stream_open(self, machine: MachineId) -> ByteStream:

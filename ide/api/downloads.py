@@ -21,7 +21,7 @@ async def file_response(*, sandbox: Sandbox, actor: Actor, path: str) -> Streami
     call = await guest_call(sandbox=sandbox, method="readFile", params={"path": path}, actor=actor)
     said = await _reply(call)
     size = said.get("size") if isinstance(said, dict) else None
-    response = _download(_output([call]), basename(path) or "file", "application/octet-stream")
+    response = download(_output([call]), basename(path) or "file", "application/octet-stream")
     if isinstance(size, int) and size >= 0:
         response["X-File-Size"] = str(size)
     return response
@@ -57,7 +57,7 @@ async def archive_response(*, sandbox: Sandbox, actor: Actor, path: str) -> Stre
         async with kill:
             await kill.reply()
 
-    return _download(_output([output], end), f"{what if what != '.' else 'root'}.tar.gz", "application/gzip")
+    return download(_output([output], end), f"{what if what != '.' else 'root'}.tar.gz", "application/gzip")
 
 
 async def _reply(call: GuestCall) -> Any:
@@ -84,7 +84,8 @@ async def _output(calls: list[GuestCall], end: Any = None) -> AsyncIterator[byte
                 await end()
 
 
-def _download(chunks: AsyncIterator[bytes], name: str, kind: str) -> StreamingHttpResponse:
+def download(chunks: AsyncIterator[bytes], name: str, kind: str) -> StreamingHttpResponse:
+    """Bytes as a file of that name, which no browser shows."""
     response = StreamingHttpResponse(chunks, content_type=kind)
     name = "".join(c if c.isprintable() and c not in '/\\"' else "_" for c in name)[:200]
     response["Content-Disposition"] = content_disposition_header(as_attachment=True, filename=name) or "attachment"

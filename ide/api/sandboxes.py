@@ -82,6 +82,8 @@ async def create(request: HttpRequest, body: SandboxIn) -> Any:
         memory_mb=body.memory_mb,
         labels=body.labels,
         env=body.env,
+        allow_net=body.allow_net,
+        deny_net=body.deny_net,
         stop_at=timezone.now() + timedelta(seconds=lifetime) if lifetime else None,
     )
     sandbox = await in_thread(lifecycle.sandbox_create, wanted=wanted, actor=_actor(request))

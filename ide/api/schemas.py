@@ -47,6 +47,7 @@ class SandboxOut(Schema):
     deleted_at: str | None
     restorable_until: str | None
     forked_from: str | None
+    network_version: int
 
 
 class SandboxIn(Schema):
@@ -58,6 +59,8 @@ class SandboxIn(Schema):
     labels: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
     lifetime_seconds: int | None = Field(default=None, ge=1, le=100_000_000)
+    allow_net: list[str] | None = None
+    deny_net: list[str] = Field(default_factory=list)
 
 
 class SandboxChange(Schema):

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.text import slugify
 
 from sandboxes.errors import DomainError
-from sandboxes.models import User
+from sandboxes.models import Organization, User
 
 
 class SignInForm(forms.Form):
@@ -37,6 +37,14 @@ class SignInForm(forms.Form):
         return data
 
 
+class PatternsInput(forms.Textarea):
+    """Patterns of hosts, one in each line."""
+
+    def __init__(self) -> None:
+        attributes = {"class": "input mono", "rows": 4, "spellcheck": "false", "autocapitalize": "none", "wrap": "off"}
+        super().__init__(attributes)
+
+
 class OrganizationForm(forms.Form):
     """What an organization is called."""
 
@@ -54,6 +62,47 @@ class SpendingForm(forms.Form):
         decimal_places=2,
         widget=forms.NumberInput({"step": "0.01", "inputmode": "decimal", "placeholder": "No cap"}),
     )
+
+
+class NetworkForm(forms.Form):
+    """What an organization's sandboxes may reach: patterns, one in each line."""
+
+    mode = forms.ChoiceField(
+        label="New sandboxes reach, where nobody says",
+        choices=[("all", "Every public host"), ("listed", "Only the hosts below")],
+    )
+    allow_net = forms.CharField(label="Allowed", required=False, max_length=600_000, widget=PatternsInput())
+    deny_net = forms.CharField(
+        label="Always denied",
+        required=False,
+        max_length=600_000,
+        widget=PatternsInput(),
+        help_text="To all sandboxes of the organization, whatever their own lists say, and at once. One pattern in "
+        "each line: example.com, *.example.com, example.com:443, 192.0.2.7, 198.51.100.0/24.",
+    )
+
+    def allowed(self) -> list[str] | None:
+        """None where every public host is."""
+        return _lines(self.cleaned_data["allow_net"]) if self.cleaned_data["mode"] == "listed" else None
+
+    def denied(self) -> list[str]:
+        """What is always denied."""
+        return _lines(self.cleaned_data["deny_net"])
+
+    @classmethod
+    def of(cls, organization: Organization) -> NetworkForm:
+        """What is stored."""
+        return cls(
+            initial={
+                "mode": "all" if organization.allow_net is None else "listed",
+                "allow_net": "\n".join(organization.allow_net or ()),
+                "deny_net": "\n".join(organization.deny_net),
+            }
+        )
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class NewOrganizationForm(OrganizationForm):

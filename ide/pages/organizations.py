@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from asgiref.sync import async_to_sync
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponse
@@ -11,12 +12,13 @@ from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from ide.pages.forms import NewOrganizationForm, OrganizationForm, SpendingForm, refused
+from ide.pages.forms import NetworkForm, NewOrganizationForm, OrganizationForm, SpendingForm, refused
 from ide.pages.frame import CHOSEN, frame, membership_of, nowhere
 from sandboxes.errors import DomainError, Forbidden
 from sandboxes.models import Membership, User
 from sandboxes.selectors.spending import spending_of
 from sandboxes.services import accounts, limits, organizations
+from sandboxes.services.egress import organization_network_set
 from sandboxes.services.spending import spending_cap_set
 
 
@@ -75,23 +77,47 @@ def spending(request: HttpRequest) -> HttpResponse:
     return _settings(request, membership, cap_form=form)
 
 
+@login_required
+@require_POST
+def network(request: HttpRequest) -> HttpResponse:
+    """What new sandboxes reach, and what none of the organization ever does; who may edit it sets that."""
+    membership = _posted_membership(request)
+    form = NetworkForm(request.POST)
+    if form.is_valid():
+        actor = accounts.actor_of(user=cast(User, request.user), membership=membership)
+        try:
+            async_to_sync(organization_network_set)(actor=actor, allow_net=form.allowed(), deny_net=form.denied())
+        except Forbidden:
+            reason = "Only an owner or an administrator sets what sandboxes may reach."
+            return render(request, "403.html", {"reason": reason}, status=403)
+        except DomainError as error:
+            refused(form, error)
+        else:
+            request.session[CHOSEN] = membership.organization.slug
+            messages.success(request, "What sandboxes may reach is set.")
+            return redirect("pages:organization")
+    return _settings(request, membership, network_form=form)
+
+
 def _settings(
     request: HttpRequest,
     membership: Membership,
     *,
     form: OrganizationForm | None = None,
     cap_form: SpendingForm | None = None,
+    network_form: NetworkForm | None = None,
 ) -> HttpResponse:
     """The page with what was typed into one of its forms, and what is stored in the other."""
     organization = membership.organization
     shown = {
         "form": form or OrganizationForm(initial={"name": organization.name}),
         "cap_form": cap_form or SpendingForm(initial={"spending_cap": organization.spending_cap}),
+        "network_form": network_form or NetworkForm.of(organization),
         "limits": limits.limits_shown(organization),
         "spending": spending_of(organization=organization),
         **frame(request, "organization", membership),
     }
-    wrong = (form and form.errors) or (cap_form and cap_form.errors)
+    wrong = any(one is not None and one.errors for one in (form, cap_form, network_form))
     return render(request, "account/organization.html", shown, status=400 if wrong else 200)
 
 

@@ -18,6 +18,7 @@ urlpatterns = [
     path("sandboxes/<str:sandbox>/details", views.details, name="details"),
     path("organization", organizations.settings, name="organization"),
     path("organization/spending", organizations.spending, name="spending"),
+    path("organization/network", organizations.network, name="network"),
     path("organization/switch", organizations.switch, name="switch_organization"),
     path("organizations/new", organizations.create, name="new_organization"),
     path("login", account.sign_in, name="sign_in"),

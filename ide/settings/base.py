@@ -148,6 +148,8 @@ ATOLL: dict[str, Any] = {
     "idle_minutes": ENV.idle_minutes,
     "low_memory_mib": ENV.low_memory_mib,
     "stray_hours": ENV.stray_hours,
+    "egress_days": ENV.egress_days,
+    "egress_rows": ENV.egress_rows,
     "quota_vcpus": ENV.quota_vcpus,
     "quota_memory_mib": ENV.quota_memory_mib,
     "quota_disk_gib": ENV.quota_disk_gib,

@@ -2,6 +2,7 @@
 
 from sandboxes.models.accounts import SignInLink, User
 from sandboxes.models.audit import AuditEntry
+from sandboxes.models.egress import EgressDenial, EgressPosition, EgressRecord
 from sandboxes.models.event import Event
 from sandboxes.models.organization import Membership, Organization, Role
 from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
@@ -12,6 +13,9 @@ from sandboxes.models.usage import UsageHour, UsageMeter
 
 __all__ = [
     "AuditEntry",
+    "EgressDenial",
+    "EgressPosition",
+    "EgressRecord",
     "Event",
     "Kind",
     "Membership",

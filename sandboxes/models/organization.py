@@ -32,6 +32,9 @@ class Organization(models.Model):
     spending_cap = models.DecimalField(max_digits=12, decimal_places=2, null=True, blank=True)
     # The month and level its people were last told of, as in "2026-11:near".
     spending_notice = models.CharField(max_length=20, blank=True)
+    # What new sandboxes may reach where nobody says (None: every public host), and what none of them ever may.
+    allow_net = models.JSONField(null=True, blank=True)
+    deny_net = models.JSONField(default=list, blank=True)
 
     def __str__(self) -> str:
         return self.slug

@@ -66,7 +66,7 @@ class WebProcess(models.Model):
 
 
 class Sandbox(models.Model):
-    """One sandbox or workspace. Only services/lifecycle.py writes it."""
+    """One sandbox or workspace. Only services/lifecycle.py writes it, and services/egress.py what it may reach."""
 
     public_id = models.CharField(max_length=32, unique=True)
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="sandboxes")
@@ -80,6 +80,12 @@ class Sandbox(models.Model):
     env = models.JSONField(default=dict)
     # Patterns of what it may reach. None: every public host; empty: nothing.
     allow_net = models.JSONField(null=True)
+    # Patterns of what it may not, which go before them; its organization's own are not repeated here.
+    deny_net = models.JSONField(default=list)
+    # Whether a connection to a host that neither names waits for somebody's answer.
+    ask_net = models.BooleanField(default=False)
+    # Grows with every change of these; what a conditional UPDATE compares with.
+    network_version = models.PositiveIntegerField(default=0)
     machine = models.CharField(max_length=32, unique=True)
 
     state = models.CharField(max_length=10, choices=SandboxState.choices, default=SandboxState.QUEUED)

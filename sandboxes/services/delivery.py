@@ -12,10 +12,10 @@ import structlog
 
 from sandboxes import runtime
 from sandboxes.database import in_thread
-from sandboxes.egress import policy_of
 from sandboxes.errors import SecretsLocked
 from sandboxes.models import Sandbox, SandboxState, SecretDelivery
 from sandboxes.selectors.secrets import behind
+from sandboxes.services.egress import policy_now
 from sandboxes.services.secrets import Bundle, secrets_for_machine, secrets_given
 from vm import background
 from vm.errors import MachineGone, VmError
@@ -34,9 +34,10 @@ async def secrets_push(*, sandbox: Sandbox) -> None:
     SecretsLocked. A machine that is not there yet, or no more, is told when it is started.
     """
     while True:
+        policy = await in_thread(policy_now, sandbox=sandbox)
         bundle = await in_thread(secrets_for_machine, sandbox=sandbox)
         try:
-            await runtime.node().machine_policy(sandbox.machine, policy_of(sandbox), secrets=bundle.secrets)
+            await runtime.node().machine_policy(sandbox.machine, policy, secrets=bundle.secrets)
         except MachineGone:
             return
         told = await _tell_guest(sandbox, bundle)

@@ -28,6 +28,7 @@ from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.quotas import Amount
 from sandboxes.secret_rules import WantedSecret
 from sandboxes.services import delivery, limits, secrets, usage
+from sandboxes.services.egress import policy_now
 from sandboxes.services.secrets import Bundle
 from sandboxes.states import Move
 from vm import background
@@ -51,7 +52,7 @@ class Wanted:
     """What somebody wants a new sandbox to be. `held_by`: it ends with that connection.
 
     `stop_at` None: a workspace has no deadline then, a sandbox that is no session the latest its organization allows,
-    and none where `unlimited` is asked for and allowed. `allow_net` None: it reaches every public host.
+    and none where `unlimited` is asked for and allowed. `allow_net` None: what new sandboxes of its organization reach.
     """
 
     kind: Kind = Kind.SANDBOX
@@ -61,6 +62,7 @@ class Wanted:
     env: Mapping[str, str] = field(default_factory=dict)
     allow_net: Sequence[str] | None = None
     secrets: Sequence[WantedSecret] = ()
+    deny_net: Sequence[str] = ()
     stop_at: datetime | None = None
     unlimited: bool = False
     session: bool = False
@@ -77,7 +79,8 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     quotas.check_name(wanted.name)
     quotas.check_labels(wanted.labels)
     quotas.check_env(wanted.env)
-    egress.check_allow_net(wanted.allow_net)
+    egress.check_patterns(wanted.allow_net, field="allow_net")
+    egress.check_patterns(wanted.deny_net, field="deny_net")
     now = timezone.now()
     if wanted.stop_at is not None and wanted.stop_at <= now:
         raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
@@ -93,7 +96,8 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             disk_gib=quotas.DISK_GIB,
             labels=dict(wanted.labels),
             env=dict(wanted.env),
-            allow_net=None if wanted.allow_net is None else list(wanted.allow_net),
+            allow_net=organization.allow_net if wanted.allow_net is None else list(wanted.allow_net),
+            deny_net=list(wanted.deny_net),
             session=wanted.session,
             held_by_id=wanted.held_by,
             stop_at=_deadline(wanted, organization, now),
@@ -329,7 +333,7 @@ def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
         disk_gib=sandbox.disk_gib,
         # Where a variable and a secret have one name the secret wins.
         identity=Identity(hostname=_hostname(sandbox), env={**sandbox.env, **bundle.env}),
-        policy=egress.policy_of(sandbox),
+        policy=policy_now(sandbox=sandbox),
     )
     return spec, bundle
 

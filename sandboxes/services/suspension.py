@@ -263,6 +263,8 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             labels=sandbox.labels,
             env=sandbox.env,
             allow_net=sandbox.allow_net,
+            deny_net=sandbox.deny_net,
+            ask_net=sandbox.ask_net,
             idle_minutes=sandbox.idle_minutes,
             stop_at=_fork_deadline(sandbox, lifetime),
         )

@@ -8,9 +8,22 @@ from dataclasses import replace
 
 import pytest
 
-from tests.live.nodes import BOOT, boot, spec
-from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin, Secret, StopReason
+from tests.live.nodes import BOOT, boot, execute, spec
+from tests.vm.egress.test_spool import passage
+from vm.api import (
+    EgressPolicy,
+    MachineInfo,
+    MachineState,
+    Node,
+    Origin,
+    PassageBatch,
+    Secret,
+    StopReason,
+    policy_digest,
+)
+from vm.egress.journal import Verdict
 from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset
+from vm.fake import FakeNode
 from vm.guest.calls import GuestCall, call
 
 
@@ -113,6 +126,51 @@ async def test_secrets_are_told_with_the_policy_and_one_that_is_none_is_refused(
     for name in (machine, fork):
         await node.machine_stop(name)
         await node.machine_forget(name)
+
+
+async def test_which_policy_holds_is_told(node: Node, machine: str) -> None:
+    """The digest is that of the policy it was started with, and of each one since."""
+    first = await node.machine_get(machine)
+    assert first.policy == policy_digest(EgressPolicy())
+    other = EgressPolicy(["good.example:443"], ["198.51.100.0/24"])
+    assert (await node.machine_policy(machine, other)).policy == policy_digest(other) != first.policy
+    assert (await node.machine_get(machine)).policy == policy_digest(other)
+
+
+async def test_what_ended_is_told_from_any_cursor(node: Node, machine: str) -> None:
+    """In order, with growing numbers, piece by piece or at once; a cursor of another node begins from the oldest."""
+    await node.machine_policy(machine, EgressPolicy([]))
+    for number in range(3):
+        if isinstance(node, FakeNode):
+            node.passed(machine, passage(number, host="denied.example", port=8000 + number))
+        else:
+            knock = f"import socket; socket.create_connection(('denied.example', {8000 + number})).recv(1)"
+            assert (await execute(node, machine, "python3", "-c", knock))[0] != 0
+
+    async def mine(cursor: str = "", limit: int = 1000) -> tuple[list[int], PassageBatch]:
+        batch = await node.egress_passages(cursor, limit)
+        return [entry.passage.port for entry in batch.entries if entry.machine == machine], batch
+
+    async with asyncio.timeout(10):
+        while len((await mine())[0]) < 3:
+            await asyncio.sleep(0.1)
+    ports, batch = await mine()
+    assert ports == [8000, 8001, 8002]
+    entry = next(entry for entry in batch.entries if entry.machine == machine)
+    assert (entry.passage.host, entry.passage.verdict) == ("denied.example", Verdict.DENIED)
+    numbers = [entry.number for entry in batch.entries]
+    assert numbers == sorted(set(numbers))
+    assert (await mine(batch.cursor))[0] == []
+    assert (await node.egress_passages(batch.cursor, 10)).cursor == batch.cursor
+    assert (await mine("another:123456789"))[0] == ports
+    piecewise, cursor = [], ""
+    while (piece := await node.egress_passages(cursor, 1)).entries:
+        piecewise += [entry.number for entry in piece.entries]
+        cursor = piece.cursor
+    assert piecewise == numbers
+    for limit in (0, 2001):
+        with pytest.raises(HypervisorError, match="may be asked for"):
+            await node.egress_passages("", limit)
 
 
 async def test_what_is_unknown_is_gone(node: Node) -> None:

@@ -31,11 +31,28 @@ def main(port: int) -> None:
 
     call_command("migrate", verbosity=0)
     from sandboxes import reconcile, runtime
+    from sandboxes.database import in_thread
+    from sandboxes.models import Sandbox
+    from sandboxes.services.egress_journal import egress_collect
     from sandboxes.services.spending import spending_enforce
     from sandboxes.services.usage import usage_collect
     from tests.sdk.accounts import prepare
     from vm.background import spawn
+    from vm.egress.journal import passage_from_json
     from vm.fake import FakeNode
+
+    passages = Path(os.environ["ATOLL_DATA"], "passages.jsonl")
+    told = 0
+
+    def hear() -> None:
+        """What a test wrote of a sandbox's connections: its id, and the passage."""
+        nonlocal told
+        lines = passages.read_text().splitlines() if passages.exists() else []
+        for line in lines[told:]:
+            data = json.loads(line)
+            row = Sandbox.objects.get(public_id=data["sandbox"])
+            node.passed(row.machine, passage_from_json(data["passage"]))
+        told = len(lines)
 
     node = FakeNode(boot_delay=float(os.environ.get("ATOLL_TEST_BOOT_DELAY", "0.2")))
     runtime.use(lambda: node)
@@ -48,6 +65,8 @@ def main(port: int) -> None:
             await reconcile.reconcile()
             await usage_collect()
             await spending_enforce()
+            await in_thread(hear)
+            await egress_collect()
 
     async def with_turns(scope: dict[str, Any], receive: Any, send: Any) -> None:
         nonlocal started

@@ -33,6 +33,8 @@ _EXPLAINING = 0.5  # seconds in which a client that is denied may show that it s
 _LEAVING = 2.0  # seconds in which it reads what it was told
 _IDLE = 3600.0
 _LOOK = 30.0
+_PATIENCE = 60.0  # seconds that a connection waits to be allowed, where somebody wants to be asked
+_ASKED = 32  # that wait so at a time
 _ADDRESSES = 4  # of a host, that are tried
 _LOOKUPS = 4  # at a time, for one machine
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
@@ -70,11 +72,13 @@ class _Connection:
     began: float = field(default_factory=time.time)
     began_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # for one that waits to be allowed
 
     def side_gone(self) -> None:
         """One end is no more; only when both are is the connection: the other may have bytes to deliver."""
         if all(side is None or side.closed for side in (self.guest, self.upstream)):
             self.ended.set()
+            self.news.set()
 
     def reset(self) -> None:
         """End it so that both ends see an error. Repeatable."""
@@ -96,6 +100,7 @@ class Gate:
         upstream: Upstream,
         journal: Callable[[Passage], None],
         limit: int = MAX_CONNECTIONS,
+        patience: float = _PATIENCE,
         original: Original = original_destination,
     ) -> None:
         self._listener = listener
@@ -105,6 +110,8 @@ class Gate:
         self._upstream = upstream
         self._journal = journal
         self._limit = limit
+        self._patience = patience
+        self._asked: set[_Connection] = set()
         self._original = original
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,6 +150,8 @@ class Gate:
     def change(self, policy: Policy) -> None:
         """Let another policy hold, for the connections that there are already as well."""
         self._policy = policy
+        for connection in self._asked:
+            connection.news.set()
         for connection in list(self._connections):
             if connection.decision is not None and connection.verdict is None:
                 decision = self._judged(connection)
@@ -218,6 +227,8 @@ class Gate:
     async def _pass(self, connection: _Connection, guest: Side) -> None:
         """Join the guest to whom it wants to talk to. _Denied."""
         first = self._judge_dialled(connection)
+        if first.ask:
+            first = await self._answered(connection, first)
         if not first.allowed and not first.open:
             raise _Denied(first)
         connection.claim = await self._claimed(connection, guest, first)
@@ -248,6 +259,29 @@ class Gate:
         if what is not None:
             return _always_refused(host, port, what)
         return self._policy.judge(host, port)
+
+    async def _answered(self, connection: _Connection, first: Decision) -> Decision:
+        """The decision once a policy has one, or nobody has answered in time."""
+        host, port = connection.host, connection.port
+        if len(self._asked) >= _ASKED:
+            said = f"{first.sentence} {_ASKED} connections of it wait for an answer already."
+            return Decision(False, first.rule, said)
+        if not any((one.host, one.port) == (host, port) for one in self._asked):
+            said = f"{host}:{port} waits to be allowed: it is not on this sandbox's list of allowed hosts."
+            asked = Passage(connection.began, str(host), port, Verdict.ASKED, "ask", said, 0, 0, self._patience)
+            self._journal(asked)
+        self._asked.add(connection)
+        try:
+            async with asyncio.timeout(self._patience):
+                while (decision := self._judge_dialled(connection)).ask and not connection.ended.is_set():
+                    await connection.news.wait()
+                    connection.news.clear()
+        except TimeoutError:
+            said = f"{first.sentence} Nobody allowed it within {self._patience:.0f} seconds."
+            return Decision(False, first.rule, said)
+        finally:
+            self._asked.discard(connection)
+        return decision
 
     async def _claimed(self, connection: _Connection, guest: Side, first: Decision) -> Claim | None:
         """What the client says itself, where it must say something. _Denied if it says nothing, or something else."""

@@ -44,22 +44,25 @@ class Rule:
 class Decision:
     """`rule` is the text of the pattern that decided, or a word for what did; `sentence` is for people.
 
-    `open`: denied as yet, but an address that the name resolves to may be allowed.
+    `open`: denied as yet, but an address that the name resolves to may be allowed. `ask`: no rule is about it, and
+    somebody wants to be asked.
     """
 
     allowed: bool
     rule: str
     sentence: str
     open: bool = False
+    ask: bool = False
 
 
 class Policy:
-    """Allow rules (None: every public host) and deny rules, which go before them."""
+    """Allow rules (None: every public host) and deny rules, which go before them; `ask` about what neither names."""
 
-    def __init__(self, allow: Sequence[str] | None = None, deny: Sequence[str] = ()) -> None:
+    def __init__(self, allow: Sequence[str] | None = None, deny: Sequence[str] = (), ask: bool = False) -> None:
         """ValueError names the pattern and what is wrong with it."""
         self.allow = None if allow is None else parse_all(allow)
         self.deny = parse_all(deny)
+        self.ask = ask
 
     def judge(self, host: Host, port: int, address: Address | None = None) -> Decision:
         """The decision about a destination; once more with each `address` that a name resolved to."""
@@ -76,13 +79,14 @@ class Policy:
             if rule.matches(found[0], port) or (_only_upstream(rule) and rule.matches(found[-1], port)):
                 return Decision(True, rule.text, f"{said} is allowed by {rule.text}.")
         if not self.allow:
-            return Decision(False, "allow_net", f"{said} is denied: this sandbox may reach nothing.")
+            return Decision(False, "allow_net", f"{said} is denied: this sandbox may reach nothing.", ask=self.ask)
         still_open = (
             isinstance(host, str)
             and address is None
             and any(_only_upstream(rule) and rule.port in (None, port) for rule in self.allow)
         )
-        return Decision(False, "allow_net", f"{said} is not on this sandbox's list of allowed hosts.", still_open)
+        said = f"{said} is not on this sandbox's list of allowed hosts."
+        return Decision(False, "allow_net", said, still_open, ask=self.ask and not still_open)
 
 
 def parse_all(patterns: Sequence[str]) -> tuple[Rule, ...]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vm.image import recipe, sources, vmlinux
+from vm.image import recipe, registries, sources, vmlinux
 
 Progress = Callable[[str], None]
 
@@ -383,6 +383,8 @@ def _image(cache: Path, base: Path, progress: Progress, mirrors: list[sources.So
         with _step(progress, "initramfs"):
             _initramfs(work, base, work / "initrd.img")
             os.link(base / "boot" / "vmlinux", work / "vmlinux")
+        with _step(progress, "package registries that its tools ask"):
+            asked = registries.of_tree(tree)
         with _step(progress, "root file system"):
             _root(tree, work / "root.img", log, cache)
         shutil.rmtree(tree)
@@ -394,6 +396,7 @@ def _image(cache: Path, base: Path, progress: Progress, mirrors: list[sources.So
             "root_format": "raw",
             "cmdline": recipe.CMDLINE,
             "kernel_version": kernel_version,
+            "registries": asked,
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         log.unlink()

@@ -77,4 +77,4 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT_GIB = 10  # virtual size: sparse on the host, and the smallest disk that a machine can have
 
 BASE_FORMAT = 1  # raise when build.py prepares the Debian tree differently
-IMAGE_FORMAT = 4  # raise when build.py makes the image differently
+IMAGE_FORMAT = 6  # raise when build.py makes the image differently

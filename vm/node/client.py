@@ -16,8 +16,10 @@ from vm.api import (
     MachineId,
     MachineInfo,
     MachineSpec,
+    PassageBatch,
     Secret,
     machine_info_from_json,
+    passages_from_json,
 )
 from vm.errors import BY_CODE, NodeUnreachable, VmError
 from vm.node import capability, wire
@@ -81,13 +83,18 @@ class NodeClient:
         params = {"policy": asdict(policy), "secrets": _secrets_to_json(secrets)}
         return machine_info_from_json(await self._call("machine_policy", machine, params))
 
+    async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node."""
+        return passages_from_json(await self._call("egress_passages", "", {"cursor": cursor, "limit": limit}))
+
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""
         await self._call("machine_forget", machine)
 
     async def host_info(self) -> HostInfo:
         """See vm.api.Node."""
-        return HostInfo(**await self._call("host_info", ""))
+        answer = await self._call("host_info", "")
+        return HostInfo(**{**answer, "registries": tuple(answer["registries"])})
 
     async def stream_open(self, machine: MachineId) -> ByteStream:
         """See vm.api.Node."""

@@ -18,7 +18,8 @@ class NodeConfig:
     holding more than `pool_memory_mib` (0: a quarter of the host's). None: templates are baked on first use only.
     `clones` False boots every machine.
     `egress_internal_allow` are patterns (vm/egress/policy.py) of what is always refused otherwise; `egress_dns` is the
-    `address:port` of the resolver that is asked for guests, empty for the system's.
+    `address:port` of the resolver that is asked for guests, empty for the system's. `egress_ask_seconds` is how long a
+    connection waits that somebody wants to be asked about.
 
     `scratch` is a directory in memory (tmpfs) for images that live for a second.
     """
@@ -41,6 +42,7 @@ class NodeConfig:
     clones: bool = True
     egress_internal_allow: tuple[str, ...] = ()
     egress_dns: str = ""
+    egress_ask_seconds: float = 60.0
     warm: tuple[int, int, int] | None = None
     pool_floor: int = 0
     pool_ceiling: int = 0

@@ -11,14 +11,15 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 from vm.api import EgressPolicy, MachineId, Secret
 from vm.egress.gate import Gate
-from vm.egress.journal import Journal
 from vm.egress.policy import Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import NamesFile, VirtualNames, respond
+from vm.egress.spool import Spool
 from vm.egress.upstream import Upstream
 from vm.errors import HypervisorError
 from vm.net.addresses import is_own
@@ -37,7 +38,6 @@ class _Door:
     sockets: DoorSockets
     names: VirtualNames
     gate: Gate
-    journal: Journal
 
 
 class Doors:
@@ -46,11 +46,16 @@ class Doors:
     def __init__(self, config: NodeConfig, layout: Layout) -> None:
         """HypervisorError if what the administrator opened cannot be read."""
         self._layout = layout
+        self._patience = config.egress_ask_seconds
         try:
             self._refusals = Refusals(config.egress_internal_allow, is_own)
             self._upstream = Upstream(resolver_address(config.egress_dns))
         except ValueError as error:
             raise HypervisorError(f"the egress settings cannot be read: {error}") from error
+        try:
+            self.spool = Spool(layout.journal)
+        except OSError as error:
+            raise HypervisorError(f"the journal of connections cannot be kept: {error}") from error
         self._made: dict[BodyId, DoorSockets] = {}
         self._open: dict[BodyId, _Door] = {}
         self._secrets: dict[MachineId, tuple[Secret, ...]] = {}
@@ -97,16 +102,16 @@ class Doors:
             return
         try:
             names = NamesFile(self._layout.names(record.machine)).load()
-            journal = Journal()
             gate = Gate(
                 sockets.tcp,
                 policy=policy_of(record.spec.policy),
                 names=names,
                 refusals=self._refusals,
                 upstream=self._upstream,
-                journal=journal,
+                journal=partial(self.spool.add, record.machine),
+                patience=self._patience,
             )
-            door = _Door(sockets, names, gate, journal)
+            door = _Door(sockets, names, gate)
             _drain(sockets)
             gate.open()
         except (OSError, ValueError) as error:
@@ -141,6 +146,7 @@ class Doors:
         for body in [*self._open, *self._made]:
             self.shut(body)
         self._upstream.close()
+        self.spool.close()
 
     def _lookups(self, door: _Door) -> None:
         for _ in range(_LOOKUPS_AT_ONCE):
@@ -156,7 +162,7 @@ class Doors:
 
 def policy_of(policy: EgressPolicy) -> Policy:
     """Its rules. ValueError names the bad pattern."""
-    return Policy(policy.allow_net, policy.deny)
+    return Policy(policy.allow_net, policy.deny, policy.ask)
 
 
 def resolver_address(text: str) -> tuple[str, int] | None:

@@ -35,9 +35,10 @@ def host_info(config: NodeConfig, accelerator: str) -> HostInfo:
     """See vm.api.Node.host_info."""
     disk = shutil.disk_usage(config.data)
     try:
-        image = image_find(config.image_cache, config.image).hash
+        found = image_find(config.image_cache, config.image)
+        image, registries = found.hash, found.registries
     except ImageMissing:
-        image = ""
+        image, registries = "", ()
     return HostInfo(
         name=socket.gethostname(),
         accelerator=accelerator,
@@ -48,4 +49,5 @@ def host_info(config: NodeConfig, accelerator: str) -> HostInfo:
         disk_free=disk.free,
         image=image,
         boot_id=boot_id(),
+        registries=registries,
     )

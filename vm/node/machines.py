@@ -12,7 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from vm.api import EgressPolicy, MachineId, MachineInfo, MachineSpec, MachineState, Origin, Secret, StopReason
+from vm.api import (
+    EgressPolicy,
+    MachineId,
+    MachineInfo,
+    MachineSpec,
+    MachineState,
+    Origin,
+    PassageBatch,
+    Secret,
+    StopReason,
+)
 from vm.background import spawn
 from vm.egress.secrets import require_sane
 from vm.errors import HostFull, HypervisorError, MachineExists, MachineGone, VmError
@@ -47,6 +57,7 @@ _SUBSCRIBER_ROOM = 1000
 _FLUSHING = 10.0
 _SAVING = 1800.0  # seconds for which writing a machine's memory may take: 4 GiB onto a disk that does 2.5 MB/s
 MAX_BOOTS = 3
+_PASSAGES = 2000
 RUNNING = (MachineState.READY, MachineState.LOST)
 
 
@@ -368,6 +379,12 @@ class Machines:
             self.doors.entrust(machine, secrets)
             self.doors.change(known.record)
         return self.info(known)
+
+    async def passages(self, cursor: str, limit: int) -> PassageBatch:
+        """See vm.api.Node.egress_passages."""
+        if not 1 <= limit <= _PASSAGES:
+            raise HypervisorError(f"between 1 and {_PASSAGES} connections may be asked for at a time")
+        return await self.lanes.run("journal", lambda: self.doors.spool.read(cursor, limit), deadline=30)
 
     async def forget(self, machine: MachineId) -> None:
         """See vm.api.Node.machine_forget."""

@@ -15,7 +15,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vm.api import EgressPolicy, Identity, MachineId, MachineInfo, MachineSpec, MachineState, Origin, Secret, StopReason
+from vm.api import (
+    EgressPolicy,
+    Identity,
+    MachineId,
+    MachineInfo,
+    MachineSpec,
+    MachineState,
+    Origin,
+    Secret,
+    StopReason,
+    policy_digest,
+)
 from vm.errors import HostFull
 from vm.storage.layout import BodyId, LayerId, Layout
 
@@ -85,6 +96,7 @@ class Record:
             origin=self.origin,
             note=self.note,
             policy_wanted=policy_wanted,
+            policy=policy_digest(self.spec.policy),
         )
 
     def enter(self, state: MachineState, *, reason: StopReason | None = None, detail: str = "") -> None:
@@ -112,7 +124,7 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
 def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
     """An EgressPolicy from its wire form. TypeError, KeyError or ValueError if it is none."""
     allow = data["allow_net"]
-    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]))
+    return EgressPolicy(None if allow is None else tuple(allow), tuple(data["deny"]), bool(data.get("ask", False)))
 
 
 def secrets_from_json(data: list[dict[str, Any]]) -> tuple[Secret, ...]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from vm.api import ByteStream, MachineInfo, machine_info_to_json
+from vm.api import ByteStream, MachineInfo, machine_info_to_json, passages_to_json
 from vm.background import spawn
 from vm.errors import HypervisorError, NotAllowed, StreamReset, VmError
 from vm.host import kvm
@@ -162,6 +162,7 @@ class Server:
             "machine_resume": self._machine_resume,
             "machine_fork": self._machine_fork,
             "machine_policy": self._machine_policy,
+            "egress_passages": self._egress_passages,
             "machine_forget": self._machine_forget,
             "host_info": self._host_info,
         }
@@ -271,6 +272,9 @@ class Server:
     async def _machine_policy(self, machine: str, params: dict[str, Any]) -> Any:
         policy, secrets = policy_from_json(params["policy"]), secrets_from_json(params["secrets"])
         return machine_info_to_json(await self._machines.policy(machine, policy, secrets))
+
+    async def _egress_passages(self, machine: str, params: dict[str, Any]) -> Any:
+        return passages_to_json(await self._machines.passages(str(params["cursor"]), int(params["limit"])))
 
     async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
         await self._machines.forget(machine)

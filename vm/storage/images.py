@@ -11,7 +11,10 @@ from vm.errors import ImageMissing
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A finished image. `root` is read-only and the backing file of every machine's disk."""
+    """A finished image. `root` is read-only and the backing file of every machine's disk.
+
+    `registries` are the package registries that its apt, pip and npm ask, as `host:port`.
+    """
 
     hash: str
     kernel: Path
@@ -19,6 +22,7 @@ class Image:
     root: Path
     root_format: str
     cmdline: str
+    registries: tuple[str, ...] = ()
 
 
 def image_find(cache: Path, image: str = "") -> Image:
@@ -45,4 +49,5 @@ def _load(place: Path) -> Image:
         root=place / manifest["root"],
         root_format=manifest["root_format"],
         cmdline=manifest["cmdline"],
+        registries=tuple(manifest.get("registries", ())),  # images of an earlier format do not say
     )

@@ -52,6 +52,11 @@ class Layout:
         return self.run / "node.sock"
 
     @property
+    def journal(self) -> Path:
+        """What machines connected to, until somebody has asked for it."""
+        return self.data / "journal"
+
+    @property
     def agents(self) -> Path:
         """The machines' channels, as unix sockets that QEMU listens on."""
         return self.run / "agents"

@@ -54,7 +54,12 @@ def survey(*, data: Path, image_cache: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: -kept.size)
 
 
-_PARTS = {"db": "database", "queue": "job queue", "libvirt": "libvirt's state"}
+_PARTS = {
+    "db": "database",
+    "queue": "job queue",
+    "libvirt": "libvirt's state",
+    "journal": "connections on their way to the database",
+}
 
 
 def _image(path: Path, used: set[Path]) -> Kept:

@@ -14,6 +14,7 @@ export type Secret = Schemas["SecretOut"];
 export type SandboxSecret = Schemas["SandboxSecretOut"];
 export type SecretWanted = Required<Schemas["SecretIn"]>;
 export type SecretRotation = Schemas["SecretRotation"];
+type Policy = Pick<Schemas["NetworkOut"], "allow_net" | "deny_net" | "ask_net">;
 
 export class ApiError extends Error {
   readonly code: string;
@@ -151,6 +152,52 @@ export class Api {
 
   sandboxDelete(id: string): Promise<void> {
     return this.#ask("DELETE", `/sandboxes/${id}`);
+  }
+
+  network(id: string): Promise<Schemas["NetworkOut"]> {
+    return this.#ask("GET", `/sandboxes/${id}/network`);
+  }
+
+  /** `version`: of the policy that was looked at; another one since is a conflict. */
+  networkSet(id: string, policy: Policy, version: number): Promise<Schemas["NetworkChanged"]> {
+    return this.#ask("PUT", `/sandboxes/${id}/network`, { ...policy, version });
+  }
+
+  networkAllow(id: string, patterns: string[]): Promise<Schemas["NetworkChanged"]> {
+    return this.#ask("POST", `/sandboxes/${id}/network/allow`, { patterns });
+  }
+
+  networkDeny(id: string, patterns: string[]): Promise<Schemas["NetworkChanged"]> {
+    return this.#ask("POST", `/sandboxes/${id}/network/deny`, { patterns });
+  }
+
+  /** Newest first. */
+  connections(
+    id: string,
+    wanted: { after?: number; before?: number; host?: string; verdict?: string; limit?: number },
+  ): Promise<Schemas["ConnectionOut"][]> {
+    const query = Object.entries(wanted)
+      .filter(([, value]) => value !== "")
+      .map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
+    return this.#ask("GET", `/sandboxes/${id}/network/connections?${query.join("&")}`);
+  }
+
+  networkSummary(id: string, window: "hour" | "day" | "week"): Promise<Schemas["NetworkSummary"]> {
+    return this.#ask("GET", `/sandboxes/${id}/network/summary?window=${window}`);
+  }
+
+  /** A list that allows what was reached; `fold`: hosts of one domain as one pattern. */
+  networkProposal(id: string, days: number, fold: boolean): Promise<Schemas["ProposalOut"]> {
+    return this.#ask("GET", `/sandboxes/${id}/network/proposal?days=${days}&fold=${fold}`);
+  }
+
+  networkTemplates(): Promise<Schemas["HostListOut"][]> {
+    return this.#ask("GET", "/network/templates");
+  }
+
+  /** What is wrong with each pattern that is none. */
+  patternsCheck(patterns: string[]): Promise<Schemas["PatternProblem"][]> {
+    return this.#ask("POST", "/network/check", { patterns });
   }
 
   tokens(): Promise<Token[]> {

@@ -33,6 +33,7 @@ export function sample(change: Partial<Sandbox> = {}): Sandbox {
     deleted_at: null,
     restorable_until: null,
     forked_from: null,
+    network_version: 0,
     ...change,
   };
 }

@@ -112,6 +112,70 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/network/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Check
+         * @description What is wrong with each pattern that is none.
+         */
+        post: operations["ide_api_network_check"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/network/defaults": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Defaults
+         * @description What the organization's new sandboxes may reach, and what none of them ever may.
+         */
+        get: operations["ide_api_network_defaults"];
+        /**
+         * Defaults Set
+         * @description Set them; deny rules hold at once for sandboxes that run.
+         */
+        put: operations["ide_api_network_defaults_set"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/network/templates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Templates
+         * @description Named lists of hosts to add from.
+         */
+        get: operations["ide_api_network_templates"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes": {
         parameters: {
             query?: never;
@@ -238,6 +302,150 @@ export interface paths {
          * @description A copy of a running one, with its memory; both go on.
          */
         post: operations["ide_api_sandboxes_fork"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Network
+         * @description What it may reach, and what it was denied within the last minutes.
+         */
+        get: operations["ide_api_network_network"];
+        /**
+         * Network Set
+         * @description Let it reach something else from now on; open connections that this forbids are closed.
+         */
+        put: operations["ide_api_network_network_set"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/allow": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Allow
+         * @description Add to the list of what it may reach; 409 where it may reach everything.
+         */
+        post: operations["ide_api_network_allow"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/connections": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Connections
+         * @description What it connected to, newest first.
+         */
+        get: operations["ide_api_network_connections"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/connections.jsonl": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Connections Jsonl
+         * @description All that is kept of it as JSON lines, oldest first.
+         */
+        get: operations["ide_api_network_connections_jsonl"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/deny": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Deny
+         * @description Add to the list of what it may not reach.
+         */
+        post: operations["ide_api_network_deny"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/proposal": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Proposal
+         * @description A list that allows what it reached within so many days; `fold` writes hosts of one domain as `*.domain`.
+         */
+        get: operations["ide_api_network_proposal"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/network/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Summary
+         * @description Connections and bytes over the last hour, day or week, and the hosts that had most of them.
+         */
+        get: operations["ide_api_network_summary"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -581,6 +789,20 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * AmountsOut
+         * @description Connections, how many of them were denied or cut, and bytes.
+         */
+        AmountsOut: {
+            /** Connections */
+            connections: number;
+            /** Denied */
+            denied: number;
+            /** Received */
+            received: number;
+            /** Sent */
+            sent: number;
+        };
+        /**
          * AuditOut
          * @description One act.
          */
@@ -599,6 +821,71 @@ export interface components {
             target: string;
         };
         /**
+         * ConnectionFilter
+         * @description Which connections: with a number between these, whose host holds `host`, that ended up so.
+         */
+        ConnectionFilter: {
+            /**
+             * After
+             * @default 0
+             */
+            after: number;
+            /** Before */
+            before?: number | null;
+            /**
+             * Host
+             * @default
+             */
+            host: string;
+            /**
+             * Limit
+             * @default 100
+             */
+            limit: number;
+            /**
+             * Verdict
+             * @default
+             */
+            verdict: ("allowed" | "denied" | "failed" | "cut") | "";
+        };
+        /**
+         * ConnectionOut
+         * @description A connection or request that has ended; bytes as the sandbox sent and received them.
+         */
+        ConnectionOut: {
+            /** At */
+            at: string;
+            /** Detail */
+            detail: string;
+            /** Host */
+            host: string;
+            /** Kind */
+            kind: string;
+            /** Method */
+            method: string;
+            /** Number */
+            number: number;
+            /** Path */
+            path: string;
+            /** Port */
+            port: number;
+            /** Received */
+            received: number;
+            /** Rule */
+            rule: string;
+            /** Seconds */
+            seconds: number;
+            /** Sent */
+            sent: number;
+            /** Status */
+            status: number;
+            /**
+             * Verdict
+             * @enum {string}
+             */
+            verdict: "allowed" | "denied" | "failed" | "cut";
+        };
+        /**
          * CostOut
          * @description What use costs, as decimal text with six places.
          */
@@ -611,6 +898,37 @@ export interface components {
             total: string;
             /** Volume */
             volume: string;
+        };
+        /**
+         * DenialOut
+         * @description A denial, or with `waits_until` a connection that waits for an answer.
+         *
+         *     `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
+         */
+        DenialOut: {
+            /** At */
+            at: string;
+            /** Detail */
+            detail: string;
+            /** Host */
+            host: string;
+            /** Id */
+            id: number;
+            /** Pattern */
+            pattern: string;
+            /** Port */
+            port: number;
+            /**
+             * Remedy
+             * @enum {string}
+             */
+            remedy: "allow" | "rule" | "organization_rule" | "administrator" | "done" | "";
+            /** Rule */
+            rule: string;
+            /** Sandbox */
+            sandbox: string;
+            /** Waits Until */
+            waits_until: string | null;
         };
         /**
          * Extension
@@ -632,6 +950,40 @@ export interface components {
              * @default
              */
             name: string;
+        };
+        /**
+         * HostListOut
+         * @description Patterns under a name.
+         */
+        HostListOut: {
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /** Note */
+            note: string;
+            /** Patterns */
+            patterns: string[];
+        };
+        /**
+         * HostOut
+         * @description A host and port, and when the last connection to it began.
+         */
+        HostOut: {
+            /** Connections */
+            connections: number;
+            /** Denied */
+            denied: number;
+            /** Host */
+            host: string;
+            /** Last */
+            last: string;
+            /** Port */
+            port: number;
+            /** Received */
+            received: number;
+            /** Sent */
+            sent: number;
         };
         /**
          * Invited
@@ -718,6 +1070,102 @@ export interface components {
             slug: string;
         };
         /**
+         * NetworkChanged
+         * @description The same after a change; `applied` false: its host does not answer, and is told as soon as it does.
+         */
+        NetworkChanged: {
+            /** Allow Net */
+            allow_net: string[] | null;
+            /** Applied */
+            applied: boolean;
+            /** Ask Net */
+            ask_net: boolean;
+            /** Denials */
+            denials: components["schemas"]["DenialOut"][];
+            /** Deny Net */
+            deny_net: string[];
+            /** Organization Deny */
+            organization_deny: string[];
+            /** Version */
+            version: number;
+        };
+        /**
+         * NetworkDefaults
+         * @description What new sandboxes may reach where nobody says, and what none of the organization ever may.
+         */
+        NetworkDefaults: {
+            /** Allow Net */
+            allow_net: string[] | null;
+            /** Deny Net */
+            deny_net: string[];
+        };
+        /**
+         * NetworkIn
+         * @description Another policy; `version` of the one that was looked at, so that nobody's change is lost.
+         */
+        NetworkIn: {
+            /** Allow Net */
+            allow_net: string[] | null;
+            /**
+             * Ask Net
+             * @default false
+             */
+            ask_net: boolean;
+            /** Deny Net */
+            deny_net?: string[];
+            /** Version */
+            version?: number | null;
+        };
+        /**
+         * NetworkOut
+         * @description What a sandbox may reach; `allow_net` null: every public host. Deny rules go before.
+         *
+         *     `ask_net`: a connection to a host that no list names waits for a while, to be allowed or denied.
+         */
+        NetworkOut: {
+            /** Allow Net */
+            allow_net: string[] | null;
+            /** Ask Net */
+            ask_net: boolean;
+            /** Denials */
+            denials: components["schemas"]["DenialOut"][];
+            /** Deny Net */
+            deny_net: string[];
+            /** Organization Deny */
+            organization_deny: string[];
+            /** Version */
+            version: number;
+        };
+        /**
+         * NetworkPeriod
+         * @description A period that begins `at`.
+         */
+        NetworkPeriod: {
+            /** At */
+            at: string;
+            /** Connections */
+            connections: number;
+            /** Denied */
+            denied: number;
+            /** Received */
+            received: number;
+            /** Sent */
+            sent: number;
+        };
+        /**
+         * NetworkSummary
+         * @description A window of time in periods of `minutes`, oldest first, and the hosts that had most bytes.
+         */
+        NetworkSummary: {
+            /** Hosts */
+            hosts: components["schemas"]["HostOut"][];
+            /** Minutes */
+            minutes: number;
+            /** Series */
+            series: components["schemas"]["NetworkPeriod"][];
+            total: components["schemas"]["AmountsOut"];
+        };
+        /**
          * OrganizationOut
          * @description An organization.
          */
@@ -726,6 +1174,24 @@ export interface components {
             name: string;
             /** Slug */
             slug: string;
+        };
+        /**
+         * PatternProblem
+         * @description What is wrong with a pattern, by its place from 0.
+         */
+        PatternProblem: {
+            /** Message */
+            message: string;
+            /** Place */
+            place: number;
+        };
+        /**
+         * PatternsIn
+         * @description Patterns of hosts.
+         */
+        PatternsIn: {
+            /** Patterns */
+            patterns: string[];
         };
         /**
          * Person
@@ -760,6 +1226,16 @@ export interface components {
             code: string;
             /** Message */
             message: string;
+        };
+        /**
+         * ProposalOut
+         * @description Patterns that allow what was reached; so many `hosts_left_out` were too many to list.
+         */
+        ProposalOut: {
+            /** Hosts Left Out */
+            hosts_left_out: number;
+            /** Patterns */
+            patterns: string[];
         };
         /**
          * Quota
@@ -810,6 +1286,10 @@ export interface components {
          * @description What to create.
          */
         SandboxIn: {
+            /** Allow Net */
+            allow_net?: string[] | null;
+            /** Deny Net */
+            deny_net?: string[];
             /** Env */
             env?: {
                 [key: string]: string;
@@ -871,6 +1351,8 @@ export interface components {
             memory_mb: number;
             /** Name */
             name: string;
+            /** Network Version */
+            network_version: number;
             /**
              * Next Step
              * @enum {string}
@@ -1580,6 +2062,121 @@ export interface operations {
             };
         };
     };
+    ide_api_network_check: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PatternsIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PatternProblem"][];
+                };
+            };
+        };
+    };
+    ide_api_network_defaults: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkDefaults"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_defaults_set: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NetworkDefaults"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkDefaults"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_templates: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HostListOut"][];
+                };
+            };
+        };
+    };
     ide_api_sandboxes_sandboxes: {
         parameters: {
             query?: {
@@ -1903,6 +2500,334 @@ export interface operations {
             };
             /** @description Service Unavailable */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_network: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_network_set: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NetworkIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkChanged"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_allow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PatternsIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkChanged"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_connections: {
+        parameters: {
+            query?: {
+                after?: number;
+                before?: number | null;
+                host?: string;
+                verdict?: ("allowed" | "denied" | "failed" | "cut") | "";
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConnectionOut"][];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_connections_jsonl: {
+        parameters: {
+            query?: {
+                host?: string;
+                verdict?: ("allowed" | "denied" | "failed" | "cut") | null;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_deny: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PatternsIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkChanged"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_proposal: {
+        parameters: {
+            query?: {
+                days?: number;
+                fold?: boolean;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProposalOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_summary: {
+        parameters: {
+            query?: {
+                window?: "hour" | "day" | "week";
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NetworkSummary"];
+                };
+            };
+            /** @description Not Found */
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };

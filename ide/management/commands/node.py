@@ -41,6 +41,7 @@ class Command(BaseCommand):
             pool_memory_mib=env().pool_memory_mib,
             egress_internal_allow=env().egress_internal_allow,
             egress_dns=env().egress_dns,
+            egress_ask_seconds=env().egress_ask_seconds,
         )
         try:
             asyncio.run(serve(config))

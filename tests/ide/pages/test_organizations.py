@@ -10,6 +10,7 @@ from sandboxes.services import tokens
 from tests import factories
 from tests.factories import Team
 from tests.ide.pages.test_views import config, signed_in
+from vm.fake import FakeNode
 
 
 def test_the_organization_is_switched_among_one_s_own(home: Team, other: Team) -> None:
@@ -120,3 +121,29 @@ def test_limits_are_shown_to_members_and_the_cap_is_set_by_owners(home: Team) ->
     owner.post("/organization/spending", {**form, "spending_cap": ""})
     assert Organization.objects.get(slug="home").spending_cap is None
     assert owner.post("/organization/spending", {**form, "organization": "elsewhere"}).status_code == 404
+
+
+def test_what_sandboxes_may_reach_is_set_by_administrators(home: Team, node: FakeNode) -> None:
+    """Everybody sees it; a pattern that is none is told beside its field, and what was typed stays."""
+    page = signed_in(home, "viewer").get("/organization").content.decode()
+    assert "Every public host" in page
+    assert 'name="deny_net"' not in page
+    form = {
+        "organization": "home",
+        "mode": "listed",
+        "allow_net": "a.example\r\n\r\n b.example ",
+        "deny_net": "x.example",
+    }
+    assert signed_in(home, "member").post("/organization/network", form).status_code == 403
+    admin = signed_in(home, "admin")
+    assert "may reach is set" in admin.post("/organization/network", form, follow=True).content.decode()
+    organization = Organization.objects.get(slug="home")
+    assert (organization.allow_net, organization.deny_net) == (["a.example", "b.example"], ["x.example"])
+    assert "a.example" in signed_in(home, "viewer").get("/organization").content.decode()
+    wrong = admin.post("/organization/network", {**form, "deny_net": "https://x.example"})
+    assert wrong.status_code == 400
+    assert "a URL" in wrong.content.decode()
+    assert "https://x.example" in wrong.content.decode()
+    admin.post("/organization/network", {**form, "mode": "all"})
+    assert Organization.objects.get(slug="home").allow_net is None
+    assert admin.post("/organization/network", {**form, "organization": "elsewhere"}).status_code == 404

@@ -29,7 +29,7 @@ from sandboxes.models import (
 from sandboxes.permissions import SYSTEM
 from sandboxes.secret_rules import WantedSecret
 from sandboxes.selectors.secrets import secret_list, secret_list_of
-from sandboxes.services import delivery, lifecycle, streams, suspension
+from sandboxes.services import delivery, egress, lifecycle, streams, suspension
 from sandboxes.services.secrets import (
     secret_create,
     secret_revoke,
@@ -206,6 +206,16 @@ async def test_a_fork_has_secrets_of_its_own_behind_the_placeholders_it_holds(ho
     await delivery.secrets_spread(organization_id=home.organization.pk)
     assert told(node, fork) == {"API_KEY": "fork's", "SHARED": "shared"}
     assert told(node, source) == {"SHARED": "shared"}
+
+
+async def test_another_policy_keeps_them(home: Team, node: FakeNode) -> None:
+    """A node is told policy and secrets together: neither change takes the other back."""
+    sandbox = await booted(home, secrets=[wanted()])
+    assert await egress.network_set(sandbox=sandbox, actor=home.member, allow_net=["a.example"], deny_net=[])
+    assert told(node, sandbox) == {"API_KEY": VALUE}
+    await create(home, sandbox, name="SECOND")
+    assert told(node, sandbox) == {"API_KEY": VALUE, "SECOND": VALUE}
+    assert list(node.policy(sandbox.machine).allow_net or ()) == ["a.example"]
 
 
 async def test_a_node_that_was_away_is_told_later(home: Team, node: FakeNode) -> None:

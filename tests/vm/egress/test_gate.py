@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -381,3 +382,85 @@ async def test_the_system_resolver_is_asked_where_none_is_named() -> None:
     with pytest.raises(NotFound):
         await upstream.resolve("does-not-exist.invalid")
     upstream.close()
+
+
+async def _asked(world: World, many: int = 1) -> list[Passage]:
+    """What waits to be allowed, once it was told; nobody has been asked about its name by then."""
+    async with asyncio.timeout(5):
+        while len(world.passages) < many:
+            await asyncio.sleep(0.01)
+    told = list(world.passages)
+    world.passages.clear()
+    assert {passage.verdict for passage in told} == {Verdict.ASKED}
+    assert world.asked == []
+    return told
+
+
+async def test_a_connection_nobody_decided_about_waits_to_be_allowed(world: World) -> None:
+    """Two to one host are one question; a policy that allows it lets both through, and the bytes are all there."""
+    world.gate.change(Policy([], ask=True))
+    async with world.serving(80, _echo):
+        both = [asyncio.ensure_future(world.exchange("good.example", 80, _get("good.example"))) for _ in range(2)]
+        (told,) = await _asked(world)
+        assert (told.host, told.port, told.rule, told.seconds) == ("good.example", 80, "ask", 60.0)
+        world.gate.change(Policy(["other.example"], ask=True))
+        await asyncio.sleep(0.1)
+        assert not any(one.done() for one in both)
+        world.gate.change(Policy(["other.example", "good.example:80"], ask=True))
+        assert await asyncio.gather(*both) == [_get("good.example")] * 2
+        assert (await world.last()).verdict is Verdict.ALLOWED
+    assert world.gate._asked == set()
+
+
+async def test_a_connection_that_waits_is_denied_by_a_rule_or_by_time(world: World) -> None:
+    """With what decided; and one whose sandbox asks no more is denied at once."""
+    world.gate.change(Policy([], ask=True))
+    waiting = asyncio.ensure_future(world.exchange("bad.example", 80, _get("bad.example"), end=False))
+    await _asked(world)
+    world.gate.change(Policy([], ["bad.example:80"], ask=True))
+    assert b"denied by the rule bad.example:80" in await waiting
+    assert (await world.last()).rule == "bad.example:80"
+    world.gate._patience = 0.2
+    world.gate.change(Policy([], ask=True))
+    said = await world.exchange("late.example", 80, _get("late.example"), end=False)
+    assert b"Nobody allowed it within" in said
+    async with asyncio.timeout(5):
+        while len(world.passages) < 2:
+            await asyncio.sleep(0.01)
+    assert [(one.verdict, one.rule) for one in world.passages] == [
+        (Verdict.ASKED, "ask"),
+        (Verdict.DENIED, "allow_net"),
+    ]
+    world.passages.clear()
+    world.gate._patience = 60.0
+    waiting = asyncio.ensure_future(world.exchange("more.example", 80, _get("more.example"), end=False))
+    await _asked(world)
+    world.gate.change(Policy([]))
+    assert b"403" in await waiting
+    assert world.asked == []
+
+
+async def test_only_what_no_rule_is_about_is_asked(world: World) -> None:
+    """Deny rules and what is always refused decide by themselves; so does an allow list of everything."""
+    world.gate.change(Policy([], ["bad.example"], ask=True))
+    for host in ("bad.example", "10.0.0.1", "100.64.200.1"):
+        with pytest.raises(ConnectionError):
+            await world.exchange(host, 443, hello("bad.example"))
+        assert (await world.last()).verdict is Verdict.DENIED
+    assert not Policy(None, ask=True).judge("good.example", 443).ask
+
+
+async def test_what_waits_is_bounded_and_let_go_of(world: World) -> None:
+    """A flood of connections does not wait without end; a client that has gone is no question any more."""
+    world.gate.change(Policy([], ask=True))
+    clients = [await world.connect(f"h{number}.example", 22) for number in range(32)]
+    await _asked(world, 32)
+    with pytest.raises(ConnectionError):
+        await world.exchange("h99.example", 443, b"x")
+    assert "wait for an answer already" in (await world.last()).detail
+    for _reader, writer in clients:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    async with asyncio.timeout(5):
+        while world.gate._asked:
+            await asyncio.sleep(0.02)

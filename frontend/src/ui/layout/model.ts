@@ -7,6 +7,7 @@ import { Documents } from "../../core/documents";
 import type { Events } from "../../core/events";
 import { asText, Files } from "../../core/files";
 import { type Act, acts } from "../../core/lifecycle";
+import type { Denial } from "../../core/network";
 import { base, parent, within } from "../../core/paths";
 import { Rpc } from "../../core/rpc";
 import { BEGINNING, type Input, next, type Scene, scene } from "../../core/scene";
@@ -20,6 +21,7 @@ import { Acts } from "../acts";
 import type { PageConfig } from "../config";
 import { EditorTexts } from "../editor/texts";
 import { fromFiles } from "../files/dropped";
+import { tellDenied } from "../network/denials";
 import { done, problem } from "../notify";
 import { copy, switchTheme } from "../page";
 import type { Question } from "../parts/Confirm.svelte";
@@ -143,6 +145,8 @@ export class WorkspaceModel {
       this.events.watch(
         () => void this.refresh(),
         (event) => {
+          if (event.kind === "denial" && (event.payload as Denial).sandbox === this.id)
+            tellDenied(this.api, this.may, event.payload as Denial);
           if (event.kind !== "sandbox" || (event.payload as Sandbox).id !== this.id) return;
           this.#told++;
           this.#now(event.payload as Sandbox);
@@ -792,6 +796,12 @@ export class WorkspaceModel {
         keys: "Ctrl+Shift+F",
         inTerminal: "Ctrl+Shift+F",
         run: () => this.findInTerminal(),
+      },
+      {
+        id: "network",
+        group: "Machine",
+        title: "Network of the machine: what it may reach, and reached",
+        run: () => window.open(`/sandboxes/${this.id}/details#network`, "_blank", "noopener"),
       },
       ...MACHINE.map(([act, title]) => ({
         id: act,

@@ -1,21 +1,25 @@
-/** Bars of one value a day, by uPlot, which is loaded when the first chart is drawn. */
+/** Bars of one value a day or another step of time, by uPlot, which is loaded when the first chart is drawn. */
 import type uPlot from "uplot";
 import { amount } from "../../core/usage";
 
 export interface Plot {
-  /** Show one day as if it were pointed at; null: none. */
+  /** Show one bar as if it were pointed at; null: none. */
   point(day: number | null): void;
   destroy(): void;
 }
 
 const HEIGHT = 168;
 
-/** Draws into `target`; `onPoint` is told the index of the day that is pointed at, or null. */
+/**
+ * Draws into `target`; `onPoint` is told the index of the bar that is pointed at, or null. Bars are numbered from 1 below
+ * the axis, as days are, or have the names that `name` gives for some of them.
+ */
 export async function draw(
   target: HTMLElement,
   values: number[],
   colour: string,
   onPoint: (index: number | null) => void,
+  name?: (index: number) => string,
 ): Promise<Plot> {
   const [{ default: UPlot }] = await Promise.all([import("uplot"), import("uplot/dist/uPlot.min.css")]);
   const style = getComputedStyle(document.documentElement);
@@ -26,7 +30,7 @@ export async function draw(
   const options: uPlot.Options = {
     width: target.clientWidth,
     height: HEIGHT,
-    padding: [8, 4, 0, 0],
+    padding: [8, name ? 28 : 4, 0, 0],
     legend: { show: false },
     scales: {
       x: { time: false, range: [0.4, values.length + 0.6] },
@@ -34,7 +38,15 @@ export async function draw(
       y: { range: [0, top > 0 ? top * 1.1 : 1] },
     },
     axes: [
-      { ...axis, grid: { show: false }, size: 22, gap: 3, space: 34, incrs: [1, 2, 5, 10] },
+      {
+        ...axis,
+        grid: { show: false },
+        size: 22,
+        gap: 3,
+        space: name ? 64 : 34,
+        incrs: [1, 2, 5, 10, 12, 20, 24],
+        ...(name ? { values: (_: uPlot, splits: number[]) => splits.map((split) => name(split - 1)) } : {}),
+      },
       {
         ...axis,
         grid: { stroke: token("--line"), width: 1 },

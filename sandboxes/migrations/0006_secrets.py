@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sandboxes', '0004_allow_net'),
+        ('sandboxes', '0005_network_journal'),
     ]
 
     operations = [

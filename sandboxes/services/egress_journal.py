@@ -1,0 +1,170 @@
+"""Takes what sandboxes connected to from the node's journal into rows, and tells people of what was denied.
+
+The position in the journal moves by one conditional UPDATE in the transaction that writes the rows: of several workers
+one wins, and whoever dies in between has written nothing and the next one reads the same again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Count, Q, QuerySet
+from django.utils import timezone
+
+from sandboxes import audit, runtime
+from sandboxes.config import config
+from sandboxes.database import in_thread
+from sandboxes.egress import ASKED, pattern_of, shown
+from sandboxes.events import denial_payload
+from sandboxes.models import EgressDenial, EgressPosition, EgressRecord, Sandbox, SandboxState
+from vm.api import PassageBatch, PassageEntry
+from vm.egress.journal import Verdict
+from vm.errors import VmError
+
+log = structlog.get_logger("atoll.egress")
+
+NODE = "local"
+"""The node whose journal is read; there is one."""
+AT_A_TIME = 1000
+ROUNDS = 20
+"""Batches taken in one turn: what is left is for the next."""
+QUIET = timedelta(minutes=10)
+"""For which a denial is not told again, and after which it is too old to be told at all."""
+MOST = 20
+"""Denials of one sandbox that are told within that time (one more event says there are others); questions at a time."""
+TOLD_FOR = timedelta(days=1)
+
+
+async def egress_collect() -> None:
+    """Take what the node has. Repeatable, also beside itself; does nothing while the node does not answer."""
+    for _ in range(ROUNDS):
+        position = await in_thread(_position)
+        try:
+            batch = await runtime.node().egress_passages(position.cursor, AT_A_TIME)
+        except VmError as error:
+            log.warning("the node does not say what sandboxes connected to", error=str(error))
+            return
+        if not batch.entries or not await in_thread(_keep, position, batch):
+            return
+
+
+def _position() -> EgressPosition:
+    return EgressPosition.objects.get_or_create(node=NODE)[0]
+
+
+def _keep(position: EgressPosition, batch: PassageBatch) -> bool:
+    """Write a batch down; False if somebody else has read on from that position."""
+    if batch.dropped > position.dropped:
+        log.warning("connections of sandboxes were not journalled", count=batch.dropped - position.dropped)
+    with transaction.atomic():
+        moved = EgressPosition.objects.filter(pk=position.pk, cursor=position.cursor).update(
+            cursor=batch.cursor, dropped=batch.dropped
+        )
+        if not moved:
+            return False
+        machines = {entry.machine for entry in batch.entries}
+        sandboxes = {row.machine: row for row in _named(machines).select_related("organization")}
+        records = [_record(sandboxes[entry.machine], entry) for entry in batch.entries if entry.machine in sandboxes]
+        over = [record for record in records if record.verdict != Verdict.ASKED]
+        EgressRecord.objects.bulk_create(over, batch_size=500, ignore_conflicts=True)
+        _tell({row.pk: row for row in sandboxes.values()}, records)
+    return True
+
+
+def _named(machines: Iterable[str]) -> QuerySet[Sandbox]:
+    # What was deleted for good is nobody's any more
+    return Sandbox.objects.filter(machine__in=machines).exclude(state=SandboxState.DELETED, machine_removed=True)
+
+
+def _record(sandbox: Sandbox, entry: PassageEntry) -> EgressRecord:
+    passage = entry.passage
+    return EgressRecord(
+        sandbox=sandbox,
+        organization_id=sandbox.organization_id,
+        number=entry.number,
+        at=datetime.fromtimestamp(passage.began, UTC),
+        minute=int(passage.began) // 60,
+        kind=shown(passage.kind, 20),
+        host=shown(passage.host, 255),
+        port=passage.port,
+        verdict=passage.verdict.value,
+        rule=shown(passage.rule, 520),
+        detail=shown(passage.detail, 520),
+        sent=passage.sent,
+        received=passage.received,
+        seconds=passage.seconds,
+        method=shown(passage.method, 20),
+        path=shown(passage.path, 520),
+        status=max(0, passage.status),
+    )
+
+
+def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> None:
+    """Events for denials that are new, and for what waits for an answer: as many as a person may want to read."""
+    now = timezone.now()
+    since = now - QUIET
+    found: dict[tuple[int, str, int, str], EgressRecord] = {}
+    for record in records:
+        if _is_told(sandboxes[record.sandbox_id], record, now):
+            found.setdefault((record.sandbox_id, record.host, record.port, record.rule), record)
+    if not found:
+        return
+    told = EgressDenial.objects.filter(sandbox__in={key[0] for key in found}, at__gt=since)
+    # What waited in vain may be asked about again
+    told = told.filter(Q(waits_until=None) | Q(waits_until__gt=now))
+    known = set(told.values_list("sandbox_id", "host", "port", "rule"))
+    counts = Counter((key[0], key[3] == ASKED) for key in known)
+    for key, record in found.items():
+        alike = record.sandbox_id, record.rule == ASKED
+        if key in known or counts[alike] > MOST:
+            continue
+        counts[alike] += 1
+        sandbox = sandboxes[record.sandbox_id]
+        if counts[alike] > MOST:
+            if record.rule == ASKED:
+                continue  # as many as this are questions enough
+            more = f"more than {MOST} hosts were denied in {QUIET.seconds // 60} minutes: its network page has them all"
+            denial = EgressDenial(sandbox=sandbox, at=record.at, host="", port=0, rule="", detail=more)
+        else:
+            denial = EgressDenial(
+                sandbox=sandbox,
+                at=record.at,
+                host=record.host,
+                port=record.port,
+                rule=record.rule,
+                detail=record.detail,
+                waits_until=_waits_until(record) if record.verdict == Verdict.ASKED else None,
+            )
+        denial.save()
+        audit.publish(organization_id=sandbox.organization_id, kind="denial", payload=denial_payload(sandbox, denial))
+
+
+def _is_told(sandbox: Sandbox, record: EgressRecord, now: datetime) -> bool:
+    if record.verdict == Verdict.ASKED:
+        return _waits_until(record) > now
+    if record.verdict != Verdict.DENIED or record.at <= now - QUIET:
+        return False
+    # Somebody denied exactly this, and knows it
+    return not (record.rule in sandbox.deny_net and record.rule == pattern_of(record.host, record.port))
+
+
+def _waits_until(record: EgressRecord) -> datetime:
+    return record.at + timedelta(seconds=record.seconds)
+
+
+def egress_prune(*, now: datetime | None = None) -> None:
+    """Drop what is older than is kept, more than is kept of one sandbox, and what is of none any more."""
+    now = now or timezone.now()
+    days, rows = config()["egress_days"], config()["egress_rows"]
+    EgressDenial.objects.filter(at__lt=now - TOLD_FOR).delete()
+    EgressRecord.objects.filter(at__lt=now - timedelta(days=days)).delete()
+    EgressRecord.objects.filter(sandbox__state=SandboxState.DELETED, sandbox__machine_removed=True).delete()
+    counted = EgressRecord.objects.order_by().values("sandbox").annotate(rows=Count("pk")).filter(rows__gt=rows)
+    for sandbox in counted.values_list("sandbox", flat=True):
+        mine = EgressRecord.objects.filter(sandbox=sandbox)
+        oldest = mine.order_by("-number").values_list("number", flat=True)[rows - 1]
+        mine.filter(number__lt=oldest).delete()
