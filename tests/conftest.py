@@ -46,6 +46,7 @@ def postgres() -> Iterator[dict[str, Any]]:
     user = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     if os.geteuid() == 0:
         shutil.chown(folder, user)
+        folder.chmod(0o755)  # an installation's own user comes to its socket
 
     def run(*command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

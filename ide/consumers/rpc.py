@@ -220,13 +220,13 @@ class Socket(ABC):
         """No call gets in any more; what is open is answered, since a Python client would wait for ever."""
         connection.closing = True
         if connection.dialect is Dialect.PY:
-            await connection.finish()
+            await connection.finish("credentials revoked")
         await self._send({"type": "websocket.close", "code": code, "reason": "credentials revoked"})
         await asyncio.wait({reading}, timeout=GRACE_SECONDS)
 
     async def _say_goodbye(self, connection: Connection, reading: asyncio.Task[None], reason: str) -> None:
         if connection.dialect is Dialect.PY:
-            await connection.finish()
+            await connection.finish(reason)
             await asyncio.wait({reading}, timeout=GRACE_SECONDS)
         connection.closing = True
         if not reading.done():

@@ -87,6 +87,7 @@ class Connection:
         self.killed: set[int] = set()
         self.running = asyncio.Semaphore(MAX_RUNNING)
         self.closing = False
+        self._reason = ""
         self._calls: dict[asyncio.Task[None], Request] = {}
         self._beside: set[asyncio.Task[Any]] = set()
         # A suspend before it is none of this connection's; None: the sandbox is still being brought back.
@@ -146,7 +147,8 @@ class Connection:
             # The Python client's clean-up kills what it still tracks, and takes this answer for done.
             await self.send(envelope.error(request.id, envelope.GONE))
         else:
-            await self.send(envelope.failure(request.id, errors.CLOSED, "WebSocket connection closed"))
+            said = "WebSocket connection closed" + (f": {self._reason}" if self._reason else "")
+            await self.send(envelope.failure(request.id, errors.CLOSED, said))
 
     async def _carry_out(self, request: Request, method: Method) -> None:
         sent: Callable[[], None] | None = None
@@ -300,9 +302,10 @@ class Connection:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    async def finish(self) -> None:
-        """Answer what is open and end every stream: a Python client would wait for ever otherwise."""
+    async def finish(self, reason: str) -> None:
+        """Answer what is open with the reason and end every stream: a Python client would wait for ever otherwise."""
         self.closing = True
+        self._reason = reason
         calls = dict(self._calls)
         for task in [*calls, *self.outgoing.values()]:
             task.cancel()

@@ -109,6 +109,9 @@ def test_databases(monkeypatch: pytest.MonkeyPatch) -> None:
         "5433",
         "atoll",
     )
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me@/atoll?host=/run/PostgreSQL")
+    found = Env().database()
+    assert (found["USER"], found["HOST"], found["NAME"]) == ("me", "/run/PostgreSQL", "atoll")
     monkeypatch.setenv("DATABASE_URL", "mysql://x")
     with pytest.raises(ValueError, match="postgresql"):
         Env().database()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -56,8 +57,15 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same, where no guest comes at all."""
+    with _fake(tmp_path_factory.mktemp("empty"), boot_delay=60, ATOLL_TEST_NO_GUEST="yes") as server:
+        yield server
+
+
 @contextmanager
-def _fake(folder: Path, *, boot_delay: float) -> Iterator[Server]:
+def _fake(folder: Path, *, boot_delay: float, **more: str) -> Iterator[Server]:
     data = folder / "data"
     data.mkdir()
     port = free_port()
@@ -67,6 +75,7 @@ def _fake(folder: Path, *, boot_delay: float) -> Iterator[Server]:
         "PYTHONPATH": str(CHECKOUT),
         "ATOLL_TEST_BOOT_DELAY": str(boot_delay),
         "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
+        **more,
     }
     environment.pop("DJANGO_SETTINGS_MODULE", None)
     log = (data / "log").open("wb")
@@ -98,12 +107,13 @@ def _fake(folder: Path, *, boot_delay: float) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def real_server() -> Iterator[Server]:
-    """A whole installation with real machines."""
+def real_server(postgres: dict[str, Any]) -> Iterator[Server]:
+    """A whole installation with real machines, on PostgreSQL; the other modules' are on SQLite."""
     # Not below pytest's own directory, which every further pytest on this machine shuts for other users.
     folder = Path(tempfile.mkdtemp(prefix="atoll-real-"))
     folder.chmod(0o755)
-    installation = Installation(folder / "data")
+    database = f"postgresql://{postgres['USER']}@/{postgres['NAME']}?host={postgres['HOST']}"
+    installation = Installation(folder / "data", settings={"DATABASE_URL": database})
     installation.start()
     try:
         yield Server(installation.url, {"home": installation.token}, "real", installation.pid)

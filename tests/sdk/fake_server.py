@@ -37,6 +37,7 @@ def main(port: int) -> None:
     from sandboxes.services.spending import spending_enforce
     from sandboxes.services.usage import usage_collect
     from tests.sdk.accounts import prepare
+    from vm.api import MachineInfo, MachineSpec
     from vm.background import spawn
     from vm.egress.journal import passage_from_json
     from vm.fake import FakeNode
@@ -54,7 +55,17 @@ def main(port: int) -> None:
             node.passed(row.machine, passage_from_json(data["passage"]))
         told = len(lines)
 
-    node = FakeNode(boot_delay=float(os.environ.get("ATOLL_TEST_BOOT_DELAY", "0.2")))
+    class NoGuest(FakeNode):
+        """Its guests never come, which it says once a handshake has been answered without them."""
+
+        async def machine_start(self, spec: MachineSpec, **more: Any) -> MachineInfo:
+            info = await super().machine_start(spec, **more)
+            why = "the guest did not answer in time"
+            asyncio.get_running_loop().call_later(7, lambda: self.fail_boot(spec.machine, detail=why))
+            return info
+
+    kind = NoGuest if os.environ.get("ATOLL_TEST_NO_GUEST") else FakeNode
+    node = kind(boot_delay=float(os.environ.get("ATOLL_TEST_BOOT_DELAY", "0.2")))
     runtime.use(lambda: node)
     started = False
 

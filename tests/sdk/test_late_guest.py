@@ -1,4 +1,4 @@
-"""A machine that takes longer to boot than a client waits for its handshake."""
+"""A machine that takes longer to boot than a client waits for its handshake, or never does."""
 
 from __future__ import annotations
 
@@ -36,3 +36,23 @@ def test_javascript(slow_server: Server, modules: Path, tmp_path: Path) -> None:
         "await sandbox.close();\n"
     )
     assert node(slow_server, "late.mjs", cwd=tmp_path).strip() == "b"
+
+
+def test_python_is_told_why_no_guest_came(empty_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handshake has been answered by then: the call that waits fails, with the reason."""
+    for name, value in empty_server.client_environment().items():
+        monkeypatch.setenv(name, value)
+    with DenoDeploy().sandbox.create() as sandbox, pytest.raises(Exception, match="did not answer in time"):
+        sandbox.spawn("true")
+
+
+def test_javascript_is_told_why_no_guest_came(empty_server: Server, modules: Path, tmp_path: Path) -> None:
+    """So it is in the other client."""
+    (tmp_path / "node_modules").symlink_to(modules.parents[1])
+    (tmp_path / "never.mjs").write_text(
+        'import { Sandbox } from "@deno/sandbox";\n'
+        "const sandbox = await Sandbox.create();\n"
+        "try { await sandbox.sh`true`; console.log('it ran'); } catch (error) { console.log(String(error)); }\n"
+        "process.exit(0);\n"
+    )
+    assert "did not answer in time" in node(empty_server, "never.mjs", cwd=tmp_path)

@@ -7,6 +7,7 @@ standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import re
@@ -25,6 +26,7 @@ QEMU_MINIMUM = (7, 2)
 DISK_WARN = 10 * 2**30
 DISK_FAIL = 3 * 2**30
 MEMORY_WARN = 4 * 2**30
+_TIME_ERROR = 5  # adjtimex(2): the clock is not synchronized
 _INSTALLED = ("QEMU", "libvirt", "nftables", "guest image")
 
 
@@ -182,8 +184,13 @@ def _clock() -> Finding:
     year = time.gmtime().tm_year
     if year < 2025:
         return Finding("clock", Level.FAIL, f"says {year}: certificates and tokens will not be valid", "set the clock")
-    steps = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip()
-    return Finding("clock", Level.OK, f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}, source {steps}")
+    source = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource").read_text().strip()
+    seen = f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}, source {source}"
+    # struct timex, all zeroes: asks and sets nothing. The kernel says whether a time service has set the clock lately.
+    if ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) == _TIME_ERROR:
+        what_to_do = "run a time service (systemd-timesyncd, chrony): guests are given this clock"
+        return Finding("clock", Level.WARN, f"{seen}; nothing keeps it right", what_to_do)
+    return Finding("clock", Level.OK, f"{seen}, kept right by a time service")
 
 
 def _user(name: str) -> Finding:

@@ -243,8 +243,8 @@ async def test_finish_answers_everything(home: Team, node: FakeNode) -> None:
         ok = (await client.call("spawn", command="sleep", args=["30"], stdout="piped", stderr="piped"))["ok"]
         waiting = await client.begin("processWait", pid=ok["pid"])
         await asyncio.sleep(0.2)
-        await client.connection.finish()
-        assert (await client.answer(waiting))["error"]["message"] == "WebSocket connection closed"
+        await client.connection.finish("it was stopped")
+        assert (await client.answer(waiting))["error"]["message"] == "WebSocket connection closed: it was stopped"
         await client.until(client.ended(ok["stdoutStreamId"]))
         await client.until(client.ended(ok["stderrStreamId"]))
         gone = (await client.call("processKill", pid=ok["pid"]))["error"]
