@@ -121,6 +121,11 @@ class Env(BaseSettings):
         """The file with the key that signs capabilities for the node."""
         return self.data / "keys" / "node.key"
 
+    @property
+    def secrets_key(self) -> Path:
+        """The file with the keys that secrets are sealed with, the present one first."""
+        return self.data / "keys" / "secrets.key"
+
     def database(self) -> dict[str, Any]:
         """Django's DATABASES entry: PostgreSQL by DATABASE_URL, else SQLite in WAL mode below the data root."""
         if not self.database_url:

@@ -32,6 +32,7 @@ class Config(TypedDict):
     trusted_origins: list[str]
     node_socket: Path
     node_key: Path
+    secrets_key: Path
 
 
 def config() -> Config:

@@ -9,6 +9,7 @@ DomainError                base: `code` is stable, `message` is for people, `fie
 ├── NotRunning             the sandbox has no running machine; the message says why
 │   └── Suspended          it has one that can be resumed
 ├── Unavailable            the host or the guest does not answer now; trying again later may work
+├── SecretsLocked          the key that secrets are sealed with is not there; only an administrator of the host can help
 ├── NotAuthenticated       nobody is signed in, and there is no token
 ├── InvalidToken           unknown, expired or revoked token
 └── LinkUsed               a sign-in link that is unknown, too old or used
@@ -85,6 +86,13 @@ class Unavailable(DomainError):
 
     code = "UNAVAILABLE"
     text = "the machine's host does not answer"
+
+
+class SecretsLocked(DomainError):
+    """Sealed values cannot be opened."""
+
+    code = "SECRETS_LOCKED"
+    text = "secrets cannot be opened: their key is missing"
 
 
 class NotAuthenticated(DomainError):

@@ -35,6 +35,10 @@ RULES: dict[str, tuple[Role, str]] = {
     "sandbox.extend": (Role.MEMBER, "sandboxes"),
     "sandbox.delete": (Role.MEMBER, "sandboxes"),
     "sandbox.restore": (Role.MEMBER, "sandboxes"),
+    # Names, hosts and times; a value is shown to nobody.
+    "secret.view": (Role.MEMBER, "read"),
+    "secret.edit": (Role.MEMBER, "sandboxes"),
+    "secret.edit_organization": (Role.MEMBER, "organization"),
     "sandbox.network": (Role.MEMBER, "sandboxes"),
 }
 SCOPES = ("read", "sandboxes", "organization")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -18,8 +19,9 @@ from sandboxes.database import in_thread
 from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause, TimelineEntry, WebProcess
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
-from sandboxes.services import egress, lifecycle, presence, suspension
-from vm.api import MachineInfo, MachineState
+from sandboxes.selectors.secrets import behind
+from sandboxes.services import delivery, egress, lifecycle, presence, secrets, suspension
+from vm.api import MachineId, MachineInfo, MachineState
 from vm.errors import MachineGone, VmError
 
 log = structlog.get_logger("atoll.reconcile")
@@ -123,6 +125,7 @@ async def reconcile() -> None:
         except Exception:
             # One row that nobody thought of must not leave all others unsettled.
             log.exception("could not settle", sandbox=sandbox.public_id)
+    await _settle_secrets(known)
     for info in machines.values():
         await _settle_stray(info)
     await idle.suspend_unused(machines=known)
@@ -168,6 +171,19 @@ async def _settle(sandbox: Sandbox, info: MachineInfo | None, asked: float) -> N
             await lifecycle.sandbox_clean(sandbox=sandbox)
         case Settle.FORGOTTEN if lifecycle.is_waste(sandbox):
             await in_thread(lifecycle.sandbox_removed, sandbox=sandbox)
+
+
+async def _settle_secrets(machines: Mapping[MachineId, MachineInfo]) -> None:
+    """Tell machines of the secrets that their node lost with its process, and of changes that did not reach them."""
+    wanted = [info.machine for info in machines.values() if info.policy_wanted]
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def push(sandbox: Sandbox) -> None:
+        async with places:
+            await delivery.secrets_push_or_later(sandbox=sandbox)
+
+    late = {sandbox.pk: sandbox for sandbox in await in_thread(behind, machines=wanted)}
+    await asyncio.gather(*(push(sandbox) for sandbox in late.values()))
 
 
 async def _settle_stray(info: MachineInfo) -> None:
@@ -223,4 +239,5 @@ def prune(*, now: datetime | None = None) -> None:
     TimelineEntry.objects.filter(
         sandbox__state=SandboxState.DELETED, sandbox__machine_removed=True, at__lt=now - TOLD_FOR
     ).delete()
+    secrets.secrets_prune()
     lifecycle.sandboxes_hide(stopped_before=now - SHOWN_FOR)

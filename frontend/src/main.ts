@@ -11,6 +11,7 @@ const islands = {
   dashboard: () => import("./ui/dashboard/Dashboard.svelte"),
   details: () => import("./ui/details/Details.svelte"),
   tokens: () => import("./ui/account/Tokens.svelte"),
+  secrets: () => import("./ui/account/Secrets.svelte"),
   members: () => import("./ui/account/Members.svelte"),
   usage: () => import("./ui/usage/Usage.svelte"),
   workspace: () => import("./ui/layout/Workspace.svelte"),

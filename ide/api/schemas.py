@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from ninja import Field, Schema
+from pydantic import SecretStr
 
 StateName = Literal[
     "queued", "starting", "running", "suspending", "suspended", "resuming", "stopping", "stopped", "deleted"
@@ -176,6 +177,57 @@ class TokenMade(Schema):
 
     token: TokenOut
     secret: str
+
+
+PlaceName = Literal["path", "query", "body"]
+
+
+class SecretOut(Schema):
+    """A secret, without its value. `pending`: sandboxes that have not been told of a change yet."""
+
+    id: str
+    name: str
+    sandbox: str | None
+    hosts: list[str]
+    places: list[PlaceName]
+    labels: dict[str, str]
+    version: int
+    created_by: str
+    created_at: str
+    rotated_by: str | None
+    rotated_at: str | None
+    pushed_at: str | None
+    pending: int
+
+
+class SandboxSecretOut(SecretOut):
+    """A secret that a sandbox has; `placeholder`: what its guest holds, empty until it has been started with it."""
+
+    placeholder: str
+    overridden: bool
+
+
+class SandboxSecretIn(Schema):
+    """A secret of a sandbox. The value is at most 64 KiB and never comes back."""
+
+    name: str
+    value: SecretStr
+    hosts: list[str]
+    places: list[PlaceName] = Field(default_factory=list)
+
+
+class SecretIn(SandboxSecretIn):
+    """A secret of the organization, for the sandboxes that have these labels; without labels for all."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class SecretRotation(Schema):
+    """Another value; hosts and places stay unless they are given with it."""
+
+    value: SecretStr
+    hosts: list[str] | None = None
+    places: list[PlaceName] | None = None
 
 
 class Person(Schema):

@@ -247,6 +247,7 @@ class CreateSocket(Socket):
             labels=config.labels,
             env=config.env,
             allow_net=config.allow_net,
+            secrets=config.secrets,
             stop_at=config.stop_at,
             unlimited=config.unlimited,
             session=config.session,

@@ -21,14 +21,15 @@ class ServiceCommand(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Run, as the service user where the database is his."""
         users = Users()
-        if os.geteuid() == 0 and _owned(env().data / "db", users.service):
+        if os.geteuid() == 0 and is_of_service(env().data / "db", users.service):
             os.chdir(CHECKOUT)
             command = as_service(users, *argv[1:])
             os.execv(command[0], command)  # noqa: S606 (no shell is wanted)
         super().run_from_argv(argv)
 
 
-def _owned(place: Path, user: str) -> bool:
+def is_of_service(place: Path, user: str) -> bool:
+    """Whether the database below there is the service user's."""
     try:
         return place.owner() == user
     except (FileNotFoundError, KeyError):

@@ -11,6 +11,7 @@ app_name = "pages"
 urlpatterns = [
     path("", views.dashboard, name="dashboard"),
     path("tokens", views.tokens, name="tokens"),
+    path("secrets", views.secrets, name="secrets"),
     path("members", views.members, name="members"),
     path("usage", views.usage, name="usage"),
     path("sandboxes/<str:sandbox>", views.workspace, name="workspace"),

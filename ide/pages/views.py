@@ -45,6 +45,14 @@ def tokens(request: HttpRequest) -> HttpResponse:
 @login_required
 @never_cache
 @require_GET
+def secrets(request: HttpRequest) -> HttpResponse:
+    """The organization's secrets, without their values."""
+    return _page(request, "account/secrets.html", "secrets")
+
+
+@login_required
+@never_cache
+@require_GET
 def members(request: HttpRequest) -> HttpResponse:
     """Who belongs to the organization."""
     return _page(request, "account/members.html", "members")

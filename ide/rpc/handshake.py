@@ -13,6 +13,7 @@ from typing import Any
 
 from sandboxes.errors import Invalid
 from sandboxes.quotas import DEFAULT_MEMORY_MB
+from sandboxes.secret_rules import WantedSecret
 
 
 class Dialect(StrEnum):
@@ -30,6 +31,7 @@ class Config:
     labels: dict[str, str]
     env: dict[str, str]
     allow_net: list[str] | None
+    secrets: list[WantedSecret]
     session: bool
     stop_at: datetime | None
     unlimited: bool
@@ -71,6 +73,7 @@ def decode_config(header: str, *, now: datetime) -> Config:
         labels=_strings(config, "labels"),
         env=_strings(config, "env"),
         allow_net=_allow_net(config),
+        secrets=_secrets(config),
         session=session,
         stop_at=stop_at,
         unlimited=unlimited,
@@ -80,7 +83,7 @@ def decode_config(header: str, *, now: datetime) -> Config:
 
 def _refuse_what_is_not_there(config: dict[str, Any]) -> None:
     # Starting without what was asked for would be worse than not starting
-    for key in ("root", "volumes", "secrets"):
+    for key in ("root", "volumes"):
         if config.get(key):
             raise Invalid(f"{key!r} is not available on this server", field=key)
 
@@ -117,6 +120,29 @@ def _allow_net(config: dict[str, Any]) -> list[str] | None:
     if value is not None and (not isinstance(value, list) or not all(isinstance(item, str) for item in value)):
         raise Invalid("'allow_net' is not an array of strings", field="allow_net")
     return value
+
+
+def _secrets(config: dict[str, Any]) -> list[WantedSecret]:
+    given = config.get("secrets")
+    if given is None:
+        return []
+    if not isinstance(given, dict):
+        raise Invalid("'secrets' is not an object", field="secrets")
+    found = []
+    for name, secret in given.items():
+        hosts = secret.get("hosts") if isinstance(secret, dict) else None
+        value = secret.get("value") if isinstance(secret, dict) else None
+        if (
+            not isinstance(value, str)
+            or not isinstance(hosts, list)
+            or not all(isinstance(host, str) for host in hosts)
+        ):
+            raise Invalid(
+                f"the secret {name[:40]!r} is not an object of 'hosts', an array of strings, and 'value', a string",
+                field="secrets",
+            )
+        found.append(WantedSecret(name=name, value=value, hosts=hosts))
+    return found
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

@@ -163,6 +163,7 @@ ATOLL: dict[str, Any] = {
     "trusted_origins": ENV.origins,
     "node_socket": ENV.node_socket,
     "node_key": ENV.node_key,
+    "secrets_key": ENV.secrets_key,
 }
 
 from ide.settings.celery import *  # noqa: E402, F403

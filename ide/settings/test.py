@@ -23,3 +23,8 @@ for _database in DATABASES.values():  # noqa: F405
     # A file, because threads and event loops of one test must see the same database.
     if "sqlite3" in _database["ENGINE"]:
         _database["TEST"] = {"NAME": str(ENV.data / "test.sqlite3")}  # noqa: F405
+# What vm/host/provision.py makes for an installation. The same for all, since tests run side by side on one data root.
+ENV.secrets_key.parent.mkdir(exist_ok=True)  # noqa: F405
+_fresh = ENV.secrets_key.with_suffix(f".{os.getpid()}")  # noqa: F405
+_fresh.write_text("the-key-of-the-suite-and-of-nothing-else")
+_fresh.rename(ENV.secrets_key)  # noqa: F405

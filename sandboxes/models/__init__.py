@@ -6,6 +6,7 @@ from sandboxes.models.egress import EgressDenial, EgressPosition, EgressRecord
 from sandboxes.models.event import Event
 from sandboxes.models.organization import Membership, Organization, Role
 from sandboxes.models.sandbox import Kind, Sandbox, SandboxState, StopCause, WebProcess
+from sandboxes.models.secret import Secret, SecretDelivery, SecretPlaceholder
 from sandboxes.models.timeline import TimelineEntry
 from sandboxes.models.token import Token
 from sandboxes.models.usage import UsageHour, UsageMeter
@@ -22,6 +23,9 @@ __all__ = [
     "Role",
     "Sandbox",
     "SandboxState",
+    "Secret",
+    "SecretDelivery",
+    "SecretPlaceholder",
     "SignInLink",
     "StopCause",
     "TimelineEntry",

@@ -18,9 +18,10 @@ from django.db.models import F
 from sandboxes import audit, events, permissions, runtime, states, timeline
 from sandboxes.database import in_thread
 from sandboxes.egress import check_patterns, policy_of
-from sandboxes.errors import Conflict, Invalid
+from sandboxes.errors import Conflict, Invalid, SecretsLocked
 from sandboxes.models import Organization, Sandbox
 from sandboxes.permissions import Actor
+from sandboxes.services.secrets import secrets_for_machine, secrets_given
 from vm.api import EgressPolicy, policy_digest
 from vm.egress.policy import MAX_RULES
 from vm.errors import MachineGone, VmError
@@ -157,15 +158,18 @@ async def network_push(*, sandbox: Sandbox) -> bool:
     policy = await in_thread(policy_now, sandbox=sandbox)
     for _ in range(ATTEMPTS):
         try:
-            await runtime.node().machine_policy(sandbox.machine, policy)
+            # A node is told both together, and the secrets that it is not told are revoked.
+            bundle = await in_thread(secrets_for_machine, sandbox=sandbox)
+            await runtime.node().machine_policy(sandbox.machine, policy, secrets=bundle.secrets)
         except MachineGone:
             return True  # it is told when it starts
-        except VmError as error:
+        except (VmError, SecretsLocked) as error:
             log.warning("a machine could not be told its policy yet", sandbox=sandbox.public_id, error=str(error))
             return False
         # Of two who tell it at a time the one with the older policy may have come last
         told, policy = policy, await in_thread(policy_now, sandbox=sandbox)
-        if policy_digest(told) == policy_digest(policy):
+        newer = await in_thread(secrets_given, sandbox=sandbox, bundle=bundle, env=False)
+        if policy_digest(told) == policy_digest(policy) and not newer:
             return True
     return False
 

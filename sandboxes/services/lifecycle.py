@@ -22,12 +22,14 @@ from django.utils import timezone
 from sandboxes import audit, egress, events, ids, permissions, quotas, runtime, states, timeline
 from sandboxes.config import config
 from sandboxes.database import in_thread
-from sandboxes.errors import Conflict, Invalid, NotFound, Unavailable
+from sandboxes.errors import Conflict, Invalid, NotFound, SecretsLocked, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause, TimelineEntry
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.quotas import Amount
-from sandboxes.services import limits, usage
+from sandboxes.secret_rules import WantedSecret
+from sandboxes.services import delivery, limits, secrets, usage
 from sandboxes.services.egress import policy_now
+from sandboxes.services.secrets import Bundle
 from sandboxes.states import Move
 from vm import background
 from vm.api import Identity, MachineInfo, MachineSpec, MachineState
@@ -59,6 +61,7 @@ class Wanted:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     allow_net: Sequence[str] | None = None
+    secrets: Sequence[WantedSecret] = ()
     deny_net: Sequence[str] = ()
     stop_at: datetime | None = None
     unlimited: bool = False
@@ -69,7 +72,7 @@ class Wanted:
 def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     """A queued row; `sandbox_boot` is the next step.
 
-    Forbidden; Invalid for values out of bounds; QuotaExceeded at the organization's limit.
+    Forbidden; Invalid for values out of bounds; QuotaExceeded at the organization's limit; SecretsLocked.
     """
     permissions.require(actor, "sandbox.create", actor.organization_id)
     quotas.check_memory(wanted.memory_mb)
@@ -84,7 +87,7 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
     asked = Amount(sandboxes=1, vcpus=quotas.VCPUS, memory_mib=wanted.memory_mb, disk_gib=quotas.DISK_GIB)
     with transaction.atomic():
         organization = require_room(actor.organization_id, asked, new=True)
-        return sandbox_insert(
+        sandbox = sandbox_insert(
             actor=actor,
             kind=wanted.kind,
             name=wanted.name,
@@ -99,6 +102,8 @@ def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
             held_by_id=wanted.held_by,
             stop_at=_deadline(wanted, organization, now),
         )
+        secrets.secrets_insert(sandbox=sandbox, wanted=wanted.secrets, actor=actor)
+    return sandbox
 
 
 def _deadline(wanted: Wanted, organization: Organization, now: datetime) -> datetime | None:
@@ -274,7 +279,9 @@ def sandbox_ended(*, sandbox: Sandbox, cause: StopCause, detail: str = "") -> bo
 async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
     """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError."""
     try:
-        info = await runtime.node().machine_start(await in_thread(machine_spec, sandbox))
+        spec, bundle = await in_thread(machine_wanted, sandbox)
+        info = await runtime.node().machine_start(spec, secrets=bundle.secrets)
+        await secrets_given(sandbox, bundle, env=True)
         await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
         # A second boot of the same row: the first one, or the reconciler, follows the machine.
@@ -285,6 +292,9 @@ async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.NO_CAPACITY, detail=error.detail)
     except ImageMissing as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=error.detail)
+    except SecretsLocked as error:
+        # Without what it was promised it would fail later, and nobody would see why.
+        await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=error.message)
     except NodeUnreachable as error:
         log.warning("node does not answer while a machine starts", sandbox=sandbox.public_id)
         if sandbox.state == SandboxState.QUEUED:
@@ -307,16 +317,25 @@ async def sandbox_follow(*, sandbox: Sandbox, info: MachineInfo) -> None:
     await in_thread(sandbox_observe, sandbox=sandbox, info=info)
 
 
-def machine_spec(sandbox: Sandbox) -> MachineSpec:
-    """What its machine is to be, and may reach by the rows as they are now."""
-    return MachineSpec(
+async def secrets_given(sandbox: Sandbox, bundle: Bundle, *, env: bool) -> None:
+    """Note that a new machine has its secrets, and tell it of what changed while it was being made."""
+    if await in_thread(secrets.secrets_given, sandbox=sandbox, bundle=bundle, env=env):
+        background.spawn(delivery.secrets_push_or_later(sandbox=sandbox), name=f"secrets of {sandbox.public_id}")
+
+
+def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
+    """What its machine is to be, and the secrets it is to have. SecretsLocked."""
+    bundle = secrets.secrets_for_machine(sandbox=sandbox)
+    spec = MachineSpec(
         machine=sandbox.machine,
         memory_mib=sandbox.memory_mb,
         vcpus=sandbox.vcpus,
         disk_gib=sandbox.disk_gib,
-        identity=Identity(hostname=_hostname(sandbox), env=sandbox.env),
+        # Where a variable and a secret have one name the secret wins.
+        identity=Identity(hostname=_hostname(sandbox), env={**sandbox.env, **bundle.env}),
         policy=policy_now(sandbox=sandbox),
     )
+    return spec, bundle
 
 
 def _hostname(sandbox: Sandbox) -> str:
@@ -393,6 +412,7 @@ def sandbox_removed(*, sandbox: Sandbox) -> None:
     with transaction.atomic():
         removed = Sandbox.objects.filter(pk=sandbox.pk, machine_removed=False).update(machine_removed=True)
         sandbox.refresh_from_db()
+        secrets.secrets_forget(sandbox=sandbox)
         if removed and states.can_start_again(sandbox.kind):
             timeline.record_happening(sandbox=sandbox, text="Its disk was removed for good")
 
@@ -492,6 +512,8 @@ def sandbox_change(
     if fields:
         with transaction.atomic():
             sandbox_update(sandbox=sandbox, **fields)
+            if labels is not None:
+                secrets.secrets_relabelled(sandbox=sandbox)
             audit.record(
                 actor=actor,
                 organization_id=sandbox.organization_id,

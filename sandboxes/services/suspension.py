@@ -16,13 +16,13 @@ from django.utils import timezone
 
 from sandboxes import permissions, quotas, runtime
 from sandboxes.database import in_thread
-from sandboxes.errors import Conflict, Unavailable
+from sandboxes.errors import Conflict, SecretsLocked, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.quotas import Amount
-from sandboxes.services import limits, usage
+from sandboxes.services import delivery, limits, secrets, usage
 from sandboxes.services.lifecycle import (
-    machine_spec,
+    machine_wanted,
     require_room,
     sandbox_ended,
     sandbox_follow,
@@ -30,6 +30,7 @@ from sandboxes.services.lifecycle import (
     sandbox_move,
     sandbox_observe,
     sandbox_suspended,
+    secrets_given,
 )
 from sandboxes.states import Move
 from vm import background
@@ -169,7 +170,10 @@ async def sandbox_resume_finish(*, sandbox: Sandbox) -> None:
 async def sandbox_resume_begin(*, sandbox: Sandbox) -> MachineInfo | None:
     """Ask the node to let the machine go on; None if it does not, which the row says then. Repeatable."""
     try:
-        return await runtime.node().machine_resume(sandbox.machine)
+        info = await runtime.node().machine_resume(sandbox.machine)
+        if info.policy_wanted:
+            await delivery.secrets_push_or_later(sandbox=sandbox)
+        return info
     except NodeUnreachable as error:
         # It may have heard of it all the same: the reconciler looks.
         log.warning("node does not answer while a machine resumes", sandbox=sandbox.public_id, error=error.detail)
@@ -212,7 +216,10 @@ async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifeti
     permissions.require(actor, "sandbox.fork", sandbox.organization_id)
     fork = await in_thread(_fork_row, sandbox, actor, name, lifetime)
     try:
-        info = await runtime.node().machine_fork(sandbox.machine, await in_thread(machine_spec, fork))
+        spec, bundle = await in_thread(machine_wanted, fork)
+        info = await runtime.node().machine_fork(sandbox.machine, spec, secrets=bundle.secrets)
+        # Its environment is in the memory that was copied.
+        await secrets_given(fork, bundle, env=False)
     except NodeUnreachable as error:
         # It may have been taken all the same: the reconciler looks.
         raise Unavailable(f"the machine's host does not answer: {error.detail}") from error
@@ -220,6 +227,9 @@ async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifeti
         why = error.detail or str(error)
         await in_thread(sandbox_ended, sandbox=fork, cause=StopCause.CREATE_DIED, detail=why)
         raise Unavailable(f"it could not be forked: {why}") from error
+    except SecretsLocked as error:
+        await in_thread(sandbox_ended, sandbox=fork, cause=StopCause.CREATE_DIED, detail=error.message)
+        raise
     background.spawn(_follow_fork(fork, info), name=f"fork {fork.public_id}")
     return fork
 
@@ -241,7 +251,7 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             raise Conflict(f"it is {state}: only one that runs can be forked", state=sandbox.state)
         asked = Amount(sandboxes=1, vcpus=sandbox.vcpus, memory_mib=sandbox.memory_mb, disk_gib=sandbox.disk_gib)
         require_room(sandbox.organization_id, asked, new=True)
-        return sandbox_insert(
+        fork = sandbox_insert(
             actor=actor,
             action="sandbox.fork",
             forked_from=sandbox.public_id,
@@ -258,6 +268,8 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             idle_minutes=sandbox.idle_minutes,
             stop_at=_fork_deadline(sandbox, lifetime),
         )
+        secrets.secrets_copy(source=sandbox, fork=fork)
+    return fork
 
 
 def _fork_name(sandbox: Sandbox) -> str:

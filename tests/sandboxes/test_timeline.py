@@ -65,7 +65,8 @@ async def test_each_entry_is_an_event(home: Team, node: FakeNode) -> None:
 async def test_a_fall_back_is_visible(home: Team, node: FakeNode) -> None:
     """Whoever waits longer than usual can read why."""
     sandbox = await in_thread(factories.sandbox, home)
-    await node.machine_start(await in_thread(lifecycle.machine_spec, sandbox))
+    spec, _bundle = await in_thread(lifecycle.machine_wanted, sandbox)
+    await node.machine_start(spec)
     info = await node.machine_wait(sandbox.machine, timeout=5)
     note = "the template could not be restored, so it was booted"
     info = replace(info, origin=Origin.COLD, note=note, stages={"boot": 2.0, "agent": 0.5})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import sys
 from typing import Any
 
@@ -18,7 +19,11 @@ def main(port: int) -> None:
     os.environ["ATOLL_PORT"] = str(port)
     from pathlib import Path
 
-    Path(os.environ["ATOLL_DATA"], "db").mkdir(parents=True, exist_ok=True)
+    data = Path(os.environ["ATOLL_DATA"])
+    for folder in ("db", "keys"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    # As vm/host/provision.py makes it for an installation
+    (data / "keys" / "secrets.key").write_text(secrets.token_urlsafe(48))
     from django.core.management import call_command
 
     from ide.asgi import application

@@ -125,7 +125,10 @@ async def test_malformed_config(fake_server: Server, header: str) -> None:
         {"allow_net": ["https://a.example"]},
         {"allow_net": "a.example"},
         {"root": {"volume": "x"}},
-        {"secrets": {"K": {"hosts": ["h"], "value": "v"}}},
+        {"secrets": {"K": {"hosts": [], "value": "v"}}},
+        {"secrets": {"K": {"hosts": ["10.0.0.1"], "value": "v"}}},
+        {"secrets": {"K": {"hosts": ["a.example"], "value": ""}}},
+        {"secrets": {"not a name": {"hosts": ["a.example"], "value": "v"}}},
     ],
 )
 async def test_config_out_of_bounds(fake_server: Server, wrong: dict[str, Any]) -> None:

@@ -57,4 +57,4 @@ def test_suite(server: Server, modules: Path) -> None:
     out = node(server, "--test", "--test-reporter=spec", "suite.test.mjs", timeout=400)
     found = re.search(r"pass (\d+)", out)
     assert found is not None
-    assert int(found[1]) >= 27
+    assert int(found[1]) >= 28

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 from deno_sandbox import AsyncDenoDeploy, DenoDeploy
 from deno_sandbox.errors import ProcessAlreadyExited, RpcValidationError, UnknownRpcMethod
+from deno_sandbox.sandbox import SecretConfig
+from websockets import InvalidStatus
 
 from tests.sdk.conftest import Server
 
@@ -41,6 +45,41 @@ def run(sandbox: Any, command: str, *args: str, **options: Any) -> tuple[bytes, 
     process = sandbox.spawn(command, args=list(args), stdout="piped", stderr="piped", **options)
     out, err = process.stdout.read(), process.stderr.read()
     return out, err, process.wait()
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_secrets(environment: Server) -> None:
+    """The guest has a placeholder wherever it looks, and no list or answer has the value; a variable goes behind it."""
+    value = "v4lue-of-the-python-sdk"
+    secrets: dict[str, SecretConfig] = {"API_KEY": {"hosts": ["api.example.com"], "value": value}}
+    with DenoDeploy().sandbox.create(secrets=secrets, env={"API_KEY": "plain", "OTHER": "1"}) as made:
+        placeholder = made.env.get("API_KEY")
+        assert re.fullmatch(r"DENO_SECRET_PLACEHOLDER_[0-9a-f]{32,}", placeholder)
+        # That client spells the names of variables anew, and leaves the values alone.
+        assert {placeholder, "1"} <= set(made.env.as_dict().values())
+        assert "plain" not in made.env.as_dict().values()
+        assert run(made, "sh", "-c", "echo $API_KEY")[0].decode().strip() == placeholder
+        assert value.encode() not in run(made, "/usr/bin/env")[0]
+        with environment.rest() as rest:
+            paths = ["", f"/{made.id}", f"/{made.id}/timeline", f"/{made.id}/secrets"]
+            answers = [rest.get(f"/api/v1/sandboxes{path}").text for path in paths]
+            answers.append(rest.get("/api/v1/audit").text)
+        assert [one["name"] for one in json.loads(answers[3])] == ["API_KEY"]
+        assert not [text for text in answers if value in text]
+        with DenoDeploy().sandbox.create(secrets=secrets) as second:
+            assert second.env.get("API_KEY") != placeholder
+
+
+@pytest.mark.parametrize("hosts", [[], ["https://api.example.com"]])
+def test_a_secret_without_a_host_is_refused(environment: Server, hosts: list[str]) -> None:
+    secrets: dict[str, SecretConfig] = {"API_KEY": {"hosts": hosts, "value": "v4lue"}}
+    with pytest.raises(InvalidStatus) as refused, DenoDeploy().sandbox.create(secrets=secrets):
+        pass
+    assert refused.value.response.status_code == 400
+    assert b"hosts of the secret" in refused.value.response.body or b"at least one" in refused.value.response.body
+    assert b"v4lue" not in refused.value.response.body
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

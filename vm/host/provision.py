@@ -48,6 +48,7 @@ def provision(*, data: Path, image_cache: Path, users: Users) -> None:
     _key(data / "keys" / "secret_key", shared)
     _key(data / "keys" / "node.key", shared)
     authority_make(certificate=data / "keys" / "egress-ca.pem", key=data / "keys" / "egress-ca.key")
+    _key(data / "keys" / "secrets.key", shared)
 
 
 def roots(image_cache: Path) -> list[Path]:
@@ -80,15 +81,41 @@ def _directory(path: Path, mode: int, owner: tuple[int, int]) -> None:
     path.chmod(mode)
 
 
+def key_add(path: Path) -> None:
+    """Put a new key before the one in this file; nothing where one is being changed already. OSError.
+
+    The file holds a key a line; the first seals, the others only open.
+    """
+    lines = path.read_text().split()
+    if len(lines) == 1:
+        _replace(path, [secrets.token_urlsafe(48), *lines])
+
+
+def keys_retire(path: Path) -> None:
+    """Keep the first key of this file only: nothing is sealed with another one any more. Repeatable. OSError."""
+    lines = path.read_text().split()
+    if len(lines) > 1:
+        _replace(path, lines[:1])
+
+
 def _key(path: Path, owner: tuple[int, int]) -> None:
     if path.exists():
         _hand_over(path, owner)
-        return
+    else:
+        _write(path, [secrets.token_urlsafe(48)], owner)
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    known = path.stat()
+    _write(path, lines, (known.st_uid, known.st_gid))
+
+
+def _write(path: Path, lines: list[str], owner: tuple[int, int]) -> None:
     # Complete or not there: a half-written key would lock everybody out
     fresh = path.with_suffix(".new")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_urlsafe(48))
+        file.write("\n".join(lines))
         file.flush()
         os.fsync(file.fileno())
     _hand_over(fresh, owner)

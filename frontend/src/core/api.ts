@@ -9,6 +9,11 @@ export type Resources = Schemas["Resources"];
 export type Token = Schemas["TokenOut"];
 export type Member = Schemas["MemberOut"];
 export type Me = Schemas["Me"];
+export type Secret = Schemas["SecretOut"];
+/** As one sandbox has it: what stands for it there, and whether one of its own hides it. */
+export type SandboxSecret = Schemas["SandboxSecretOut"];
+export type SecretWanted = Required<Schemas["SecretIn"]>;
+export type SecretRotation = Schemas["SecretRotation"];
 type Policy = Pick<Schemas["NetworkOut"], "allow_net" | "deny_net" | "ask_net">;
 
 export class ApiError extends Error {
@@ -207,6 +212,30 @@ export class Api {
 
   tokenRevoke(id: number): Promise<void> {
     return this.#ask("DELETE", `/tokens/${id}`);
+  }
+
+  secrets(): Promise<Secret[]> {
+    return this.#ask("GET", "/secrets");
+  }
+
+  secretCreate(body: SecretWanted): Promise<Secret> {
+    return this.#ask("POST", "/secrets", body);
+  }
+
+  sandboxSecrets(id: string): Promise<SandboxSecret[]> {
+    return this.#ask("GET", `/sandboxes/${id}/secrets`);
+  }
+
+  sandboxSecretCreate(id: string, body: Omit<SecretWanted, "labels">): Promise<SandboxSecret> {
+    return this.#ask("POST", `/sandboxes/${id}/secrets`, body);
+  }
+
+  secretRotate(id: string, body: SecretRotation): Promise<Secret> {
+    return this.#ask("POST", `/secrets/${id}/rotate`, body);
+  }
+
+  secretRevoke(id: string): Promise<void> {
+    return this.#ask("DELETE", `/secrets/${id}`);
   }
 
   members(): Promise<Member[]> {

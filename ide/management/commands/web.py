@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from ide.env import env
+from vm.host.confine import undumpable
 
 
 class Command(BaseCommand):
@@ -23,6 +24,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve until SIGTERM or SIGINT."""
+        # It has opened secrets in its memory.
+        undumpable()
         # The server installs its event loop when it is imported, which no other command must do.
         from ide.asgi import application
         from ide.server import serve

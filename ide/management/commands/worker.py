@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand
 
 from ide.celery import app
 from ide.env import env
+from vm.host.confine import undumpable
 
 
 class Command(BaseCommand):
@@ -18,6 +19,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Work until SIGTERM."""
+        # It has opened secrets in its memory.
+        undumpable()
         queue = env().data / "queue"
         if not env().redis_url:
             for folder in ("messages", "control"):

@@ -16,6 +16,7 @@ from ide.rpc import envelope
 from ide.rpc.envelope import Malformed, Request, parse
 from ide.rpc.handshake import Dialect, decode_config, dialect_of, shell_names
 from sandboxes.errors import Invalid
+from sandboxes.secret_rules import WantedSecret
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -36,6 +37,20 @@ def test_defaults_of_both() -> None:
 def test_encodings(encoding: str) -> None:
     """UTF-8, and the single bytes that JavaScript's btoa makes."""
     assert decode_config(header({"labels": {"a": "é"}}, encoding), now=NOW).labels == {"a": "é"}
+
+
+def test_secrets() -> None:
+    """As both SDKs send them; the value is in no text that is made of the config."""
+    given = {"API_KEY": {"hosts": ["a.example", "*.b.example:8443"], "value": "hunter2"}}
+    config = decode_config(header({"secrets": given}), now=NOW)
+    assert config.secrets == [
+        WantedSecret(name="API_KEY", value="hunter2", hosts=["a.example", "*.b.example:8443"], places=())
+    ]
+    assert "hunter2" not in repr(config)
+    assert decode_config(header({}), now=NOW).secrets == []
+    with pytest.raises(Invalid) as refused:
+        decode_config(header({"secrets": {"K": {"hosts": None, "value": "hunter2"}}}), now=NOW)
+    assert "hunter2" not in refused.value.message
 
 
 def test_lifetimes() -> None:
@@ -75,7 +90,12 @@ def test_lifetimes() -> None:
         header({"root": {"volume": "x"}}),
         header({"volumes": [{"volume": "v", "path": "/p"}]}),
         header({"volumes": {"/p": "v"}}),
-        header({"secrets": {"K": {"hosts": ["h"], "value": "v"}}}),
+        header({"secrets": [{"hosts": ["h"], "value": "v"}]}),
+        header({"secrets": {"K": "v"}}),
+        header({"secrets": {"K": {"value": "v"}}}),
+        header({"secrets": {"K": {"hosts": "h", "value": "v"}}}),
+        header({"secrets": {"K": {"hosts": [1], "value": "v"}}}),
+        header({"secrets": {"K": {"hosts": ["h"], "value": 1}}}),
         "é",
     ],
 )

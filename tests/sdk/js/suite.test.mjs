@@ -28,6 +28,27 @@ test("shell commands", async () => {
   assert.equal(result.status.success, false);
 });
 
+test("secrets", async () => {
+  const value = "v4lue-of-the-javascript-sdk";
+  const secrets = { API_KEY: { hosts: ["api.example.com"], value } };
+  const made = await Sandbox.create({ secrets, env: { OTHER: "1" } });
+  try {
+    const placeholder = await made.env.get("API_KEY");
+    assert.match(placeholder, /^DENO_SECRET_PLACEHOLDER_[0-9a-f]{32,}$/);
+    const all = await made.env.toObject();
+    assert.equal(all.API_KEY, placeholder);
+    assert.equal(all.OTHER, "1");
+    assert.equal(await made.sh`echo $API_KEY`.text(), `${placeholder}\n`);
+    assert.ok(!(await made.sh`env`.text()).includes(value));
+  } finally {
+    await made.close();
+  }
+  await assert.rejects(Sandbox.create({ secrets: { API_KEY: { hosts: [], value } } }), (error) => {
+    assert.match(error.message, /at least one is needed/);
+    return !error.message.includes(value);
+  });
+});
+
 test("spawn with all streams piped", async () => {
   const child = await sandbox.spawn("cat", { stdin: "piped", stdout: "piped", stderr: "piped" });
   const data = bytes(3_000_000);
