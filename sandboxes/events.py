@@ -13,6 +13,7 @@ from sandboxes import audit, egress, sentences, states
 from sandboxes.database import in_thread
 from sandboxes.models import EgressDenial, Event, Sandbox
 from vm import background
+from vm.egress.journal import Kind
 
 POLL = 0.25
 SETTLING = 5.0
@@ -66,7 +67,7 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
 
 
 def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
-    """A denial, or what waits for an answer, as pages and REST show it; `sandbox` with its organization."""
+    """A denial, an alert, or what waits for an answer, as pages and REST show it; `sandbox` with its organization."""
     remedy = egress.remedy_of(
         host=denial.host,
         port=denial.port,
@@ -77,6 +78,7 @@ def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
     )
     return {
         "id": denial.pk,
+        "kind": denial.kind,
         "sandbox": sandbox.public_id,
         "at": timestamp(denial.at),
         "host": denial.host,
@@ -84,7 +86,7 @@ def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
         "pattern": egress.pattern_of(denial.host, denial.port) if denial.host else "",
         "rule": denial.rule,
         "detail": denial.detail,
-        "remedy": remedy if denial.host else "",
+        "remedy": remedy if denial.host and denial.kind != Kind.ALERT else "",
         "waits_until": timestamp(denial.waits_until),
     }
 

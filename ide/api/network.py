@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Field, Query, Router
 
-from ide.api import downloads
+from ide.api import downloads, har
 from ide.api.network_schemas import (
     ConnectionFilter,
     ConnectionOut,
@@ -34,7 +34,7 @@ from sandboxes.host_lists import host_lists
 from sandboxes.models import EgressRecord, Organization, Sandbox
 from sandboxes.permissions import Actor
 from sandboxes.selectors import egress as selectors
-from sandboxes.selectors.egress import Amounts, Window
+from sandboxes.selectors.egress import Amounts, Kind, Window
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.services import egress
 
@@ -120,9 +120,24 @@ async def connections_jsonl(
     return downloads.download(_lines(pieces), f"{row.public_id}-connections.jsonl", "application/x-ndjson")
 
 
+@router.get("/sandboxes/{sandbox}/network/requests.har", response={400: Problem, 404: Problem})
+async def requests_har(
+    request: HttpRequest, sandbox: str, host: str = "", verdict: VerdictName | None = None
+) -> StreamingHttpResponse:
+    """The requests that were intercepted as an HTTP Archive, oldest first; neither headers nor bodies are kept."""
+    row = await _get(request, sandbox)
+    pieces = selectors.export(actor=_actor(request), sandbox=row, host=host, verdict=verdict or "", kind=Kind.REQUEST)
+    return downloads.download(har.archive(_read(pieces)), f"{row.public_id}-requests.har", "application/json")
+
+
 async def _lines(pieces: Iterator[list[EgressRecord]]) -> AsyncIterator[bytes]:
-    while piece := await in_thread(next, pieces, None):
+    async for piece in _read(pieces):
         yield "".join(f"{json.dumps(selectors.record_payload(row))}\n" for row in piece).encode()
+
+
+async def _read(pieces: Iterator[list[EgressRecord]]) -> AsyncIterator[list[EgressRecord]]:
+    while piece := await in_thread(next, pieces, None):
+        yield piece
 
 
 @router.get("/sandboxes/{sandbox}/network/summary", response={200: NetworkSummary, 404: Problem})

@@ -13,12 +13,13 @@ WindowName = Literal["hour", "day", "week"]
 
 
 class DenialOut(Schema):
-    """A denial, or with `waits_until` a connection that waits for an answer.
+    """A denial, or with `waits_until` a connection that waits for an answer, or an alert, which held nothing up.
 
     `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
     """
 
     id: int
+    kind: Literal["connection", "request", "alert"]
     sandbox: str
     at: str
     host: str
@@ -77,7 +78,7 @@ class ConnectionOut(Schema):
 
     number: int
     at: str
-    kind: str
+    kind: Literal["connection", "request", "alert"]
     host: str
     port: int
     verdict: VerdictName

@@ -49,6 +49,7 @@ class Migration(migrations.Migration):
             name='EgressDenial',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('kind', models.CharField(max_length=20)),
                 ('at', models.DateTimeField()),
                 ('host', models.CharField(max_length=255)),
                 ('port', models.PositiveIntegerField()),

@@ -53,9 +53,10 @@ class EgressPosition(models.Model):
 
 
 class EgressDenial(models.Model):
-    """A denial that people were told of, or a connection that waits for them; the next is not told for a while."""
+    """What people were told of, a denial, an alert or a connection that waits for them; the next is not for a while."""
 
     sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="egress_denials")
+    kind = models.CharField(max_length=20)
     at = models.DateTimeField()
     host = models.CharField(max_length=255)
     port = models.PositiveIntegerField()

@@ -18,7 +18,7 @@ from sandboxes.events import denial_payload, timestamp
 from sandboxes.models import EgressDenial, EgressRecord, Sandbox
 from sandboxes.permissions import Actor
 from sandboxes.services.egress_journal import QUIET
-from vm.egress.journal import Verdict
+from vm.egress.journal import Kind, Verdict
 
 PAGE = 500
 """Connections that may be asked for at a time."""
@@ -122,7 +122,13 @@ def connections(
 
 
 def _rows(
-    sandbox: Sandbox, *, after: int = 0, before: int | None = None, host: str = "", verdict: str = ""
+    sandbox: Sandbox,
+    *,
+    after: int = 0,
+    before: int | None = None,
+    host: str = "",
+    verdict: str = "",
+    kind: Kind | None = None,
 ) -> QuerySet[EgressRecord]:
     if verdict and verdict not in VERDICTS:
         raise Invalid(f"a verdict is one of {', '.join(VERDICTS)}", field="verdict")
@@ -131,14 +137,18 @@ def _rows(
         rows = rows.filter(number__lt=before)
     if verdict:
         rows = rows.filter(verdict=verdict)
+    if kind is not None:
+        rows = rows.filter(kind=kind)
     return rows.filter(host__icontains=host) if host else rows
 
 
-def export(*, actor: Actor, sandbox: Sandbox, host: str = "", verdict: str = "") -> Iterator[list[EgressRecord]]:
-    """All that is kept, oldest first, in pieces; a piece is read when it is asked for. Invalid."""
+def export(
+    *, actor: Actor, sandbox: Sandbox, host: str = "", verdict: str = "", kind: Kind | None = None
+) -> Iterator[list[EgressRecord]]:
+    """All that is kept (of that kind), oldest first, in pieces; a piece is read when it is asked for. Invalid."""
     permissions.require(actor, "sandbox.view", sandbox.organization_id)
     after = 0
-    while piece := list(_rows(sandbox, after=after, host=host, verdict=verdict).order_by("number")[:PIECE]):
+    while piece := list(_rows(sandbox, after=after, host=host, verdict=verdict, kind=kind).order_by("number")[:PIECE]):
         yield piece
         after = piece[-1].number
 
@@ -179,7 +189,8 @@ def _divided(minutes: int) -> Any:
 
 
 def _window(sandbox: Sandbox, since: int) -> QuerySet[EgressRecord]:
-    return EgressRecord.objects.filter(sandbox=sandbox, minute__gte=since).order_by()
+    # Requests and alerts are told of connections that are counted themselves
+    return EgressRecord.objects.filter(sandbox=sandbox, minute__gte=since, kind=Kind.CONNECTION).order_by()
 
 
 def _amounts(row: Mapping[str, Any]) -> Amounts:

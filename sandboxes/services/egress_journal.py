@@ -22,7 +22,7 @@ from sandboxes.egress import ASKED, pattern_of, shown
 from sandboxes.events import denial_payload
 from sandboxes.models import EgressDenial, EgressPosition, EgressRecord, Sandbox, SandboxState
 from vm.api import PassageBatch, PassageEntry
-from vm.egress.journal import Verdict
+from vm.egress.journal import Kind, Verdict
 from vm.errors import VmError
 
 log = structlog.get_logger("atoll.egress")
@@ -104,7 +104,7 @@ def _record(sandbox: Sandbox, entry: PassageEntry) -> EgressRecord:
 
 
 def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> None:
-    """Events for denials that are new, and for what waits for an answer: as many as a person may want to read."""
+    """Events for new denials and alerts, and for what waits for an answer: as many as a person may want to read."""
     now = timezone.now()
     since = now - QUIET
     found: dict[tuple[int, str, int, str], EgressRecord] = {}
@@ -128,10 +128,13 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
             if record.rule == ASKED:
                 continue  # as many as this are questions enough
             more = f"more than {MOST} hosts were denied in {QUIET.seconds // 60} minutes: its network page has them all"
-            denial = EgressDenial(sandbox=sandbox, at=record.at, host="", port=0, rule="", detail=more)
+            denial = EgressDenial(
+                sandbox=sandbox, kind=Kind.CONNECTION, at=record.at, host="", port=0, rule="", detail=more
+            )
         else:
             denial = EgressDenial(
                 sandbox=sandbox,
+                kind=record.kind,
                 at=record.at,
                 host=record.host,
                 port=record.port,
@@ -146,10 +149,11 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
 def _is_told(sandbox: Sandbox, record: EgressRecord, now: datetime) -> bool:
     if record.verdict == Verdict.ASKED:
         return _waits_until(record) > now
-    if record.verdict != Verdict.DENIED or record.at <= now - QUIET:
+    alert = record.kind == Kind.ALERT
+    if not (alert or record.verdict == Verdict.DENIED) or record.at <= now - QUIET:
         return False
     # Somebody denied exactly this, and knows it
-    return not (record.rule in sandbox.deny_net and record.rule == pattern_of(record.host, record.port))
+    return alert or not (record.rule in sandbox.deny_net and record.rule == pattern_of(record.host, record.port))
 
 
 def _waits_until(record: EgressRecord) -> datetime:

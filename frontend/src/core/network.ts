@@ -93,6 +93,13 @@ export function place(of: { host: string; port: number }): string {
   return `${host}:${of.port}`;
 }
 
+/** What happened, in a few words. */
+export function headline(denial: Denial, now: number): string {
+  if (!denial.host) return "Many hosts were denied";
+  if (denial.kind === "alert") return `A placeholder of a secret was sent to ${place(denial)}`;
+  return waits(denial, now) ? `${place(denial)}: allow it?` : `${place(denial)} was denied`;
+}
+
 /** A reason as a sentence; it may begin with a host, which keeps its spelling. */
 export function why(detail: string): string {
   return detail && (/[.!?…]$/.test(detail) ? detail : `${detail}.`);

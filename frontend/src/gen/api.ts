@@ -432,6 +432,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sandboxes/{sandbox}/network/requests.har": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Requests Har
+         * @description The requests that were intercepted as an HTTP Archive, oldest first; neither headers nor bodies are kept.
+         */
+        get: operations["ide_api_network_requests_har"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes/{sandbox}/network/summary": {
         parameters: {
             query?: never;
@@ -859,8 +879,11 @@ export interface components {
             detail: string;
             /** Host */
             host: string;
-            /** Kind */
-            kind: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "connection" | "request" | "alert";
             /** Method */
             method: string;
             /** Number */
@@ -901,7 +924,7 @@ export interface components {
         };
         /**
          * DenialOut
-         * @description A denial, or with `waits_until` a connection that waits for an answer.
+         * @description A denial, or with `waits_until` a connection that waits for an answer, or an alert, which held nothing up.
          *
          *     `remedy` is what would let it through: `allow` a pattern more, a `rule` less, and so on.
          */
@@ -914,6 +937,11 @@ export interface components {
             host: string;
             /** Id */
             id: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "connection" | "request" | "alert";
             /** Pattern */
             pattern: string;
             /** Port */
@@ -2791,6 +2819,40 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ProposalOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_network_requests_har: {
+        parameters: {
+            query?: {
+                host?: string;
+                verdict?: ("allowed" | "denied" | "failed" | "cut") | null;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
             /** @description Not Found */

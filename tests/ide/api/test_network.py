@@ -17,7 +17,7 @@ from tests import factories
 from tests.factories import Team
 from tests.ide.pages.test_views import signed_in
 from tests.vm.egress.test_spool import passage
-from vm.egress.journal import Verdict
+from vm.egress.journal import Kind, Verdict, stray_placeholder
 from vm.errors import NodeUnreachable
 from vm.fake import FakeNode
 
@@ -100,6 +100,19 @@ def test_connections_summary_proposal_and_export(home: Team, node: FakeNode, san
     assert ask(viewer, "GET", f"{path}/proposal?fold=true")["patterns"] == [f"h{n}.example:443" for n in range(5)]
 
 
+def test_an_alert_is_told_and_counts_for_no_connection(home: Team, node: FakeNode, sandbox: Sandbox) -> None:
+    """It says what happened; nothing was denied, so there is nothing to allow."""
+    node.passed(sandbox.machine, stray_placeholder("a.example", 443, "API_KEY"))
+    async_to_sync(egress_collect)()
+    member, path = signed_in(home), f"sandboxes/{sandbox.public_id}/network"
+    (alert,) = ask(member, "GET", path)["denials"]
+    assert (alert["kind"], alert["host"], alert["remedy"]) == ("alert", "a.example", "")
+    assert "API_KEY" in alert["detail"]
+    assert [one["kind"] for one in ask(member, "GET", f"{path}/connections")] == ["alert"]
+    assert ask(member, "GET", f"{path}/summary")["total"]["connections"] == 0
+    assert ask(member, "GET", f"{path}/proposal")["patterns"] == []
+
+
 async def test_an_export_is_streamed(home: Team, node: FakeNode) -> None:
     """Line by line, oldest first, in pieces that are read as they are sent."""
     from sandboxes.database import in_thread
@@ -118,6 +131,30 @@ async def test_an_export_is_streamed(home: Team, node: FakeNode) -> None:
     assert [line["sent"] for line in lines] == list(range(2500))
 
 
+async def test_requests_are_an_http_archive(home: Team, node: FakeNode) -> None:
+    """Those that were intercepted, and nothing else; an archive of none is one."""
+    from sandboxes.database import in_thread
+
+    sandbox = await lifecycle.sandbox_boot(sandbox=await in_thread(factories.sandbox, home))
+    secret = (await in_thread(tokens.token_create, actor=home.member, name="t"))[1]
+
+    async def entries() -> list[dict[str, Any]]:
+        path = f"/api/v1/sandboxes/{sandbox.public_id}/network/requests.har"
+        answer: Any = await AsyncClient().get(path, headers={"Authorization": f"Bearer {secret}"})
+        log = json.loads(b"".join([piece async for piece in answer.streaming_content]))["log"]
+        assert (log["version"], log["creator"]["name"]) == ("1.2", "Atoll")
+        return list(log["entries"])
+
+    assert await entries() == []
+    asked = {"kind": Kind.REQUEST, "verdict": Verdict.ALLOWED, "method": "POST", "path": "/v1/a?key", "status": 201}
+    node.passed(sandbox.machine, passage(1), passage(2, **asked), passage(3, **{**asked, "port": 8443, "status": 0}))
+    await egress_collect()
+    first, second = await entries()
+    assert (first["request"]["method"], first["request"]["url"]) == ("POST", "https://h2.example/v1/a?key")
+    assert (first["response"]["status"], first["response"]["statusText"], first["time"]) == (201, "Created", 250)
+    assert (second["request"]["url"], second["response"]["statusText"]) == ("https://h3.example:8443/v1/a?key", "")
+
+
 def test_another_organization_s_is_not_found(home: Team, other: Team, node: FakeNode, sandbox: Sandbox) -> None:
     """For whoever is its owner; and one's own viewers may look but not change."""
     stranger, path = signed_in(other, "owner"), f"sandboxes/{sandbox.public_id}/network"
@@ -128,6 +165,7 @@ def test_another_organization_s_is_not_found(home: Team, other: Team, node: Fake
         ("POST", "/deny", {"patterns": []}),
         ("GET", "/connections", None),
         ("GET", "/connections.jsonl", None),
+        ("GET", "/requests.har", None),
         ("GET", "/summary", None),
         ("GET", "/proposal", None),
     ]

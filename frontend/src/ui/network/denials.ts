@@ -1,7 +1,7 @@
 /** Tells a person in passing what his sandbox was denied, or asks him, with the one click that answers. */
 import { toast } from "svelte-sonner";
 import type { Api } from "../../core/api";
-import { advice, type Denial, type Network, place, waits, why } from "../../core/network";
+import { advice, type Denial, headline, type Network, waits, why } from "../../core/network";
 import { done, problem } from "../notify";
 
 type Answer = "allow" | "deny";
@@ -43,9 +43,8 @@ export function tellDenied(api: Api, may: ReadonlySet<string>, denial: Denial): 
   const left = denial.waits_until ? Date.parse(denial.waits_until) - Date.now() : 0;
   const asks = waits(denial, Date.now());
   const answer = (what: Answer) => () => void decide(api, denial.sandbox, denial.pattern, what);
-  const title = asks ? `${place(denial)}: allow it?` : `${place(denial)} was denied`;
-  toast(denial.host ? title : "Many hosts were denied", {
-    id: `denied ${denial.sandbox} ${denial.host} ${denial.port}`,
+  toast(headline(denial, Date.now()), {
+    id: `${denial.kind} ${denial.sandbox} ${denial.host} ${denial.port}`,
     description: [why(denial.detail), advice(denial, may)].filter(Boolean).join(" "),
     duration: asks ? left : 12_000,
     ...(allows
