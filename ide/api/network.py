@@ -34,7 +34,7 @@ from sandboxes.host_lists import host_lists
 from sandboxes.models import EgressRecord, Organization, Sandbox
 from sandboxes.permissions import Actor
 from sandboxes.selectors import egress as selectors
-from sandboxes.selectors.egress import Amounts, Kind, Window
+from sandboxes.selectors.egress import Amounts, Window
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.services import egress
 
@@ -126,7 +126,7 @@ async def requests_har(
 ) -> StreamingHttpResponse:
     """The requests that were intercepted as an HTTP Archive, oldest first; neither headers nor bodies are kept."""
     row = await _get(request, sandbox)
-    pieces = selectors.export(actor=_actor(request), sandbox=row, host=host, verdict=verdict or "", kind=Kind.REQUEST)
+    pieces = selectors.export(actor=_actor(request), sandbox=row, host=host, verdict=verdict or "", kind="request")
     return downloads.download(har.archive(_read(pieces)), f"{row.public_id}-requests.har", "application/json")
 
 

@@ -128,7 +128,7 @@ def _rows(
     before: int | None = None,
     host: str = "",
     verdict: str = "",
-    kind: Kind | None = None,
+    kind: str = "",
 ) -> QuerySet[EgressRecord]:
     if verdict and verdict not in VERDICTS:
         raise Invalid(f"a verdict is one of {', '.join(VERDICTS)}", field="verdict")
@@ -137,13 +137,13 @@ def _rows(
         rows = rows.filter(number__lt=before)
     if verdict:
         rows = rows.filter(verdict=verdict)
-    if kind is not None:
+    if kind:
         rows = rows.filter(kind=kind)
     return rows.filter(host__icontains=host) if host else rows
 
 
 def export(
-    *, actor: Actor, sandbox: Sandbox, host: str = "", verdict: str = "", kind: Kind | None = None
+    *, actor: Actor, sandbox: Sandbox, host: str = "", verdict: str = "", kind: str = ""
 ) -> Iterator[list[EgressRecord]]:
     """All that is kept (of that kind), oldest first, in pieces; a piece is read when it is asked for. Invalid."""
     permissions.require(actor, "sandbox.view", sandbox.organization_id)

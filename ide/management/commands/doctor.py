@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandParser
 
 from ide.env import env
 from ide.installation import CHECKOUT
@@ -24,7 +23,7 @@ from vm.host.preflight import Finding, Level
 from vm.host.provision import Users, provision
 from vm.image.build import image_path
 from vm.node.client import NodeClient
-from vm.node.isolation import Target, only_the_gate
+from vm.node.isolation import CONTROL, Bait, baits, host_addresses, isolated
 
 PATIENCE = 60.0
 
@@ -32,8 +31,12 @@ PATIENCE = 60.0
 class Command(BaseCommand):
     """Print one finding after the other; exit code 1 where machines cannot run, or are not isolated."""
 
-    help = "Check this host part by part, then boot a machine and prove that it reaches its gate and nothing else."
+    help = "Check this host part by part, then boot machines that try to get out, and say how each way ended."
     requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """One option."""
+        parser.add_argument("--isolation", action="store_true", help="report every single attempt to get out")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Look, and say what each finding means."""
@@ -47,9 +50,8 @@ class Command(BaseCommand):
         findings += asyncio.run(_interceptors())
         self._show(findings)
         if image is not None and not any(finding.level is Level.FAIL for finding in findings):
-            self.stdout.write("booting a machine that tries to get out ...")
-            with _scratch_node(users) as node:
-                proof = asyncio.run(only_the_gate(node, targets=list(_targets())))
+            self.stdout.write("booting two machines that try to get out ...")
+            proof = asyncio.run(_proof(users, whole=options["isolation"]))
             self._show(proof)
             findings += proof
         if any(finding.level is Level.FAIL for finding in findings):
@@ -73,8 +75,14 @@ async def _interceptors() -> list[Finding]:
     return [Finding("interceptors", Level.WARN, f"{seen}: hosts with secrets may not be reached", why)]
 
 
+async def _proof(users: Users, *, whole: bool) -> list[Finding]:
+    async with baits() as bait:
+        with _scratch_node(users, bait) as node:
+            return await isolated(node, bait, addresses=host_addresses(), whole=whole)
+
+
 @contextmanager
-def _scratch_node(users: Users) -> Iterator[NodeClient]:
+def _scratch_node(users: Users, bait: Bait) -> Iterator[NodeClient]:
     """A node on a data root of its own: the running one's reconciler would stop a machine that no row names."""
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as place:
         Path(place).chmod(0o755)
@@ -84,7 +92,12 @@ def _scratch_node(users: Users) -> Iterator[NodeClient]:
             node = subprocess.Popen(
                 [sys.executable, "manage.py", "node"],
                 cwd=CHECKOUT,
-                env={**os.environ, "ATOLL_DATA": str(data)},
+                env={
+                    **os.environ,
+                    "ATOLL_DATA": str(data),
+                    "ATOLL_EGRESS_DNS": f"127.0.0.1:{bait.resolver}",
+                    "ATOLL_EGRESS_INTERNAL_ALLOW": f"{CONTROL}:{bait.control}",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -97,14 +110,3 @@ def _scratch_node(users: Users) -> Iterator[NodeClient]:
         finally:
             node.terminate()
             node.wait()
-
-
-def _targets() -> Iterator[Target]:
-    """Where a guest must not get even if it may reach all public hosts: this host's own addresses, metadata, inside."""
-    yield Target("169.254.169.254", 80)
-    yield Target("10.0.0.1", 22)
-    yield Target("192.168.0.1", 80)
-    for _family, _kind, _proto, _name, address in socket.getaddrinfo(socket.gethostname(), 22, family=socket.AF_INET):
-        if not str(address[0]).startswith("127."):  # a guest's own loopback is its own business
-            yield Target(str(address[0]), 22)
-            yield Target(str(address[0]))
