@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -239,12 +238,6 @@ def _end(outcome: Mapping[str, str]) -> str:
 def _ends(attempts: Attempts) -> str:
     counts = Counter(_end(outcome) for outcome in attempts.values())
     return ", ".join(f"{end} ({count})" if count > 1 else end for end, count in counts.most_common())
-
-
-def host_addresses() -> list[str]:
-    """This host's own IPv4 addresses but loopback."""
-    found = socket.getaddrinfo(socket.gethostname(), None, family=socket.AF_INET)
-    return sorted({str(entry[4][0]) for entry in found if not str(entry[4][0]).startswith("127.")})
 
 
 def _spec(machine: str, bait: Bait) -> MachineSpec:

@@ -22,8 +22,9 @@ from vm.host import preflight
 from vm.host.preflight import Finding, Level
 from vm.host.provision import Users, provision
 from vm.image.build import image_path
+from vm.net.addresses import own_addresses
 from vm.node.client import NodeClient
-from vm.node.isolation import CONTROL, Bait, baits, host_addresses, isolated
+from vm.node.isolation import CONTROL, Bait, baits, isolated
 
 PATIENCE = 60.0
 
@@ -78,7 +79,7 @@ async def _interceptors() -> list[Finding]:
 async def _proof(users: Users, *, whole: bool) -> list[Finding]:
     async with baits() as bait:
         with _scratch_node(users, bait) as node:
-            return await isolated(node, bait, addresses=host_addresses(), whole=whole)
+            return await isolated(node, bait, addresses=own_addresses(), whole=whole)
 
 
 @contextmanager
