@@ -1,4 +1,4 @@
-"""What the doctor makes of attempts to get out: anything that got out fails, and so does a trial that proves nothing."""
+"""What the doctor makes of attempts to get out: whatever gets out fails, and so does a trial that proves nothing."""
 
 from __future__ import annotations
 
