@@ -339,9 +339,12 @@ def test_wrong_parameters(sandbox: Any) -> None:
 
 
 def test_line_of_100_mb(sandbox: Any) -> None:
-    """One line of 100 MB on stdout costs nobody but its reader: the next call works."""
-    process = sandbox.spawn("sh", args=["-c", "head -c 100000000 /dev/zero | tr '\\0' x"], stdout="piped")
-    assert len(process.stdout.read()) == 100_000_000
+    """One line of 100 MB on stdout costs its reader only: a neighbour answers meanwhile, and the next call works."""
+    with DenoDeploy().sandbox.create() as neighbour:
+        process = sandbox.spawn("sh", args=["-c", "head -c 100000000 /dev/zero | tr '\\0' x"], stdout="piped")
+        assert run(neighbour, "echo", "meanwhile")[0] == b"meanwhile\n"
+        assert len(process.stdout.read()) == 100_000_000
+        assert run(neighbour, "echo", "after")[0] == b"after\n"
     assert process.wait()["success"]
     assert run(sandbox, "echo", "alive")[0] == b"alive\n"
 
