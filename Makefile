@@ -37,7 +37,7 @@ test:              ## install what tests need and run the whole suite
 	@$(ROOT) sh vm/host/bootstrap.sh test
 	@$(ROOT) $(PYTHON) -m pytest -q -n 3 --database=postgres tests/sandboxes tests/ide/rpc
 	@$(ROOT) $(PYTHON) -m pytest -q -n 4 -m "not live and not browser and not sdk"
-	@$(ROOT) $(PYTHON) -m pytest -n 2 --dist loadfile -m "live or browser or sdk"
+	@$(ROOT) $(PYTHON) -m pytest -m "live or browser or sdk"
 
 lint:              ## style, types, import rules, front end checks
 	@$(ROOT) sh vm/host/bootstrap.sh test

@@ -87,7 +87,7 @@ def test_a_denial_is_told_and_allowed_with_one_click(place: Place, page: Page, c
     expect(lately).to_have_count(0)
 
     connections = page.get_by_role("region", name="Connections")
-    row = connections.get_by_role("button", name=re.compile("second.example:8443"))
+    row = connections.get_by_role("button", name=re.compile("Denied second.example:8443"))
     expect(row).to_contain_text("Denied")
     row.first.click()
     expect(connections).to_contain_text("not on this sandbox's list of allowed hosts")
