@@ -7,7 +7,10 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || printf 's
 # `make bench tti` measures that alone
 MEASURED := $(if $(filter bench,$(MAKECMDGOALS)),$(filter-out bench,$(MAKECMDGOALS)))
 
-.PHONY: up down env doctor login-link disk disk-clean test lint bench soak $(MEASURED)
+# Emulated machines share a host with whoever else is on it: what fails there is tried once more, and listed as RERUN
+AGAIN := --reruns 1 -rR
+
+.PHONY: up down env doctor login-link disk disk-clean test lint bench soak screenshot $(MEASURED)
 
 up:                ## install what is missing, then run everything in the foreground
 	@$(ROOT) sh vm/host/bootstrap.sh up
@@ -20,12 +23,12 @@ env:               ## the exports a client needs, for the running server: eval "
 	@[ -x $(PYTHON) ] || { echo 'Atoll is not installed here yet: run "make up" first.' >&2; exit 1; }
 	@$(ROOT) $(PYTHON) manage.py client_env
 
-doctor:            ## is this host fit, and if not, what to do; installs nothing
-	@if [ -x $(PYTHON) ]; then $(ROOT) $(PYTHON) manage.py doctor; \
+doctor:            ## is this host fit, and if not, what to do; installs nothing. ISOLATION=1 reports each attempt to get out
+	@if [ -x $(PYTHON) ]; then $(ROOT) $(PYTHON) manage.py doctor $(if $(ISOLATION),--isolation); \
 	else $(ROOT) python3 -m vm.host.preflight "$${ATOLL_DATA:-/var/lib/atoll}"; fi
 
-login-link:        ## a new one-time sign-in link
-	@$(ROOT) $(PYTHON) manage.py login-link
+login-link:        ## a new one-time sign-in link; EMAIL=… for another member
+	@$(ROOT) $(PYTHON) manage.py login-link $(EMAIL)
 
 disk:              ## what takes room, and what could be removed
 	@$(ROOT) $(PYTHON) manage.py disk
@@ -37,7 +40,8 @@ test:              ## install what tests need and run the whole suite
 	@$(ROOT) sh vm/host/bootstrap.sh test
 	@$(ROOT) $(PYTHON) -m pytest -q -n 3 --database=postgres tests/sandboxes tests/ide/rpc
 	@$(ROOT) $(PYTHON) -m pytest -q -n 4 -m "not live and not browser and not sdk"
-	@$(ROOT) $(PYTHON) -m pytest -m "live or browser or sdk"
+	@$(ROOT) $(PYTHON) -m pytest -n 2 --dist loadfile $(AGAIN) -m "(live or sdk) and not browser"
+	@$(ROOT) $(PYTHON) -m pytest -n 2 --dist loadfile $(AGAIN) -m browser
 
 lint:              ## style, types, import rules, front end checks
 	@$(ROOT) sh vm/host/bootstrap.sh test
@@ -54,6 +58,10 @@ bench:             ## every number beside its reference, taken in the same run; 
 $(MEASURED):
 	@:
 
-soak:              ## 500 creates and kills in a row, and half an hour of kill -9 at random points
+soak:              ## 500 creates and kills in a row, half an hour of kill -9 at random points, two minutes of fifty clients
 	@$(ROOT) sh vm/host/bootstrap.sh test
 	@$(ROOT) $(PYTHON) -m pytest -s --soak=1800 tests/soak
+
+screenshot:        ## README's picture of a workspace, taken anew from a real installation
+	@$(ROOT) sh vm/host/bootstrap.sh test
+	@$(ROOT) $(PYTHON) -m tests.browser.screenshot

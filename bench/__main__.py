@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import channel, egress, idle, sdk, suspend, terminal, tti
+from bench import channel, egress, http, idle, sdk, ssh, suspend, terminal, tti, volumes
 from bench.report import Number, show
 from tests.installation import Installation
 from vm.image.build import DEFAULT_CACHE, build
@@ -32,8 +32,11 @@ def main() -> None:
             "idle": lambda: idle.idle(installation),
             "tti": lambda: tti.tti(installation),
             "clones": lambda: tti.clones(Path(work) / "clones"),
-            "suspend": suspend.suspend,
+            "suspend": lambda: suspend.suspend(installation),
             "egress": egress.egress,
+            "http": lambda: http.http(installation),
+            "volumes": volumes.volumes,
+            "ssh": lambda: ssh.ssh(installation),
         }
         parser = argparse.ArgumentParser(prog="python -m bench")
         parser.add_argument("names", nargs="*", help=f"what to measure (default: all): {', '.join(measurements)}")

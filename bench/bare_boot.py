@@ -22,7 +22,8 @@ from typing import Any
 
 from vm.guest.frames import MAX_PAYLOAD, Data, EchoScanner, Ended, Multiplexer, Reset, preamble
 from vm.host import kvm
-from vm.image.build import DEFAULT_CACHE, image_path
+from vm.image.build import DEFAULT_CACHE
+from vm.image.hashes import image_path
 
 
 class CallFailed(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from deno_sandbox import DenoDeploy
 
+from bench.machines import machine_pids, node_of
 from bench.report import Number, median
 from tests.installation import Installation, processes
+from vm.api import MachineState
 from vm.host.supervise import BACKOFF
 
 MACHINES = 3
@@ -53,7 +56,8 @@ def idle(installation: Installation) -> list[Number]:
     """Percent of a core for each idle machine, with its node and without."""
     opened = [DenoDeploy().sandbox.create(timeout="10m").__enter__() for _ in range(MACHINES)]
     time.sleep(5)
-    qemus = processes(installation.data, "qemu-system")
+    listed = asyncio.run(node_of(installation).machine_list())
+    qemus = machine_pids(installation, {info.machine for info in listed if info.state is MachineState.READY})
     running = _share(qemus)
     _take_the_node_away(installation)
     alone = _share(qemus)

@@ -11,10 +11,10 @@ from pathlib import Path
 from deno_sandbox import AsyncDenoDeploy, DenoDeploy
 
 from bench import bare_restore
+from bench.machines import node_of
 from bench.report import Number, median, quantile
 from bench.sdk import another
 from tests.installation import Installation
-from vm.node.client import NodeClient
 
 MEMORY = 1280
 SEQUENTIAL = 100
@@ -22,11 +22,6 @@ STAGGERED = 100
 BURST = 10
 CLONES = 20
 BARE = 10
-
-
-def node_of(installation: Installation) -> NodeClient:
-    """The installation's node."""
-    return NodeClient(installation.data / "run" / "node.sock", installation.data / "keys" / "node.key")
 
 
 def _pool_filled(installation: Installation) -> None:

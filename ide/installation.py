@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import socket
@@ -26,13 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from ide.env import Env
+from vm.host.authority import certificate_issue, certificate_place
 from vm.host.confine import closed_ancestors
 from vm.host.provision import Users, provision
 from vm.host.run import CommandFailed, run
 from vm.host.supervise import NotReady, Service, Supervisor
 from vm.image import build as image
+from vm.image.hashes import image_path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+HOST_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+STOPPING_SECONDS = 60
+"""For which machines may take to come to rest; vm/host/atoll.service waits for that and for the processes' graces."""
 ROOM = 3 * 2**30  # bytes: an image being built, and a few machines
 
 
@@ -76,9 +82,10 @@ def holder(env: Env) -> int | None:
     return None
 
 
-def as_service(users: Users, *command: str) -> list[str]:
+def as_service(users: Users, *command: str, low_ports: bool = False) -> list[str]:
     """The argv that runs one of our management commands as the unprivileged user."""
-    return [sys.executable, "-m", "vm.host.confine", users.service, "--", sys.executable, "manage.py", *command]
+    confined = [sys.executable, "-m", "vm.host.confine", users.service, *(["--low-ports"] if low_ports else [])]
+    return [*confined, "--", sys.executable, "manage.py", *command]
 
 
 def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
@@ -91,7 +98,9 @@ def up(env: Env, *, users: Users, say: Callable[[str], None]) -> None:
         with claimed(env):
             _check_port(env)
             _build_image(env, say)
-            _static_files(env)
+            static_files()
+            _gateway_certificate(env, users)
+            _client_authorities(env)
             first = _install(env, users, say)
             _run(env, users, first, began, say)
     except OSError as error:
@@ -160,7 +169,7 @@ def _check_port(env: Env) -> None:
 
 
 def _build_image(env: Env, say: Callable[[str], None]) -> None:
-    if image.image_path(env.image_cache) is not None:
+    if image_path(env.image_cache) is not None:
         return
     say("building the guest image (once, and again when its recipe changes: a few minutes)")
     try:
@@ -169,12 +178,54 @@ def _build_image(env: Env, say: Callable[[str], None]) -> None:
         raise CannotStart(f"the guest image could not be built: {error}") from error
 
 
-def _static_files(env: Env) -> None:
+def static_files() -> None:
+    """Collect what pages load, unless that was done since the front end was built. CannotStart if it never was.
+
+    Files that are as they should be are left alone: another installation of this checkout may be serving them.
+    """
     manifest = CHECKOUT / "frontend" / "dist" / "manifest.json"
     stamp = CHECKOUT / "staticfiles" / "manifest.json"
-    if stamp.exists() and manifest.exists() and stamp.stat().st_mtime >= manifest.stat().st_mtime:
+    if not manifest.exists():
+        raise CannotStart("the front end is not built: `make up` builds it")
+    with manifest.open() as built:
+        fcntl.flock(built, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.stat().st_mtime >= manifest.stat().st_mtime:
+            return
+        # Whatever settings the caller runs with: tests have a place of their own for static files
+        collect = ["collectstatic", "--settings=ide.settings.base", "--noinput", "--verbosity", "0"]
+        run([sys.executable, "manage.py", *collect], cwd=CHECKOUT, timeout=300)
+
+
+def _gateway_certificate(env: Env, users: Users) -> None:
+    """What the gateway shows to visitors: the certificate that was given, or one of the installation's own."""
+    service = pwd.getpwnam(users.service)
+    owner = (service.pw_uid, service.pw_gid)
+    if env.expose_certificate is not None and env.expose_key is not None:
+        certificate_place(
+            chain=env.expose_certificate.read_bytes(),
+            key=env.expose_key.read_bytes(),
+            certificate=env.gateway_certificate,
+            key_file=env.gateway_key,
+            owner=owner,
+        )
         return
-    run([sys.executable, "manage.py", "collectstatic", "--noinput", "--verbosity", "0"], cwd=CHECKOUT, timeout=300)
+    certificate_issue(
+        authority=env.authority,
+        authority_key=env.authority.with_suffix(".key"),
+        names=env.gateway_names,
+        certificate=env.gateway_certificate,
+        key=env.gateway_key,
+        owner=owner,
+    )
+
+
+def _client_authorities(env: Env) -> None:
+    """One file with which a program trusts both the world and us: its setting takes no second one."""
+    known = [path.read_text() for path in (HOST_AUTHORITIES, env.authority) if path.exists()]
+    fresh = env.client_authorities.with_suffix(".new")
+    fresh.write_text("\n".join(known))
+    fresh.chmod(0o644)
+    fresh.rename(env.client_authorities)
 
 
 def _install(env: Env, users: Users, say: Callable[[str], None]) -> dict[str, Any]:
@@ -194,6 +245,17 @@ def _install(env: Env, users: Users, say: Callable[[str], None]) -> dict[str, An
     return first
 
 
+def health(env: Env) -> str | None:
+    """What the web process says: "ok", and a line for what is wrong; None where it does not serve."""
+    bind = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(env.bind, env.bind)  # noqa: S104
+    host = f"[{bind}]" if ":" in bind else bind
+    try:
+        with urllib.request.urlopen(f"http://{host}:{env.port}/healthz", timeout=2) as answer:
+            return str(answer.read(4096).decode()) if answer.status == 200 else None
+    except (OSError, urllib.error.URLError):
+        return None
+
+
 def _services(env: Env, users: Users) -> list[Service]:
     def node_ready() -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
@@ -203,19 +265,36 @@ def _services(env: Env, users: Users) -> list[Service]:
                 return False
             return True
 
-    def web_ready() -> bool:
-        bind = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(env.bind, env.bind)  # noqa: S104
-        host = f"[{bind}]" if ":" in bind else bind
+    def locked(path: Path) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{host}:{env.port}/healthz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+            with path.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
             return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def worker_ready() -> bool:
+        return locked(env.worker_lock)
+
+    def gateway_ready() -> bool:
+        return locked(env.gateway_lock)
 
     return [
         Service("node", (sys.executable, "manage.py", "node"), node_ready, patience=120, grace=20),
-        Service("web", tuple(as_service(users, "web")), web_ready, patience=60, grace=10),
-        Service("worker", tuple(as_service(users, "worker")), lambda: True, grace=10),
+        Service(
+            "web", tuple(as_service(users, "web")), lambda: health(env) is not None, patience=60, grace=10, beside=True
+        ),
+        Service("worker", tuple(as_service(users, "worker")), worker_ready, patience=60, grace=10, beside=True),
+        Service(
+            "gateway",
+            tuple(as_service(users, "gateway", low_ports=True)),
+            gateway_ready,
+            patience=60,
+            grace=10,
+            beside=True,
+        ),
     ]
 
 
@@ -241,7 +320,7 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
 def _stop_machines(users: Users, say: Callable[[str], None]) -> None:
     """End every sandbox with its reason written down, while the node is still there to do it."""
     try:
-        done = run(as_service(users, "stop_all"), cwd=CHECKOUT, timeout=60)
+        done = run(as_service(users, "stop_all"), cwd=CHECKOUT, timeout=STOPPING_SECONDS)
         say(done.stdout.strip())
     except CommandFailed as error:
         say(f"sandboxes could not be stopped in order ({error}); the next start settles them")
@@ -257,7 +336,7 @@ def banner(env: Env, first: dict[str, Any], seconds: float) -> str:
 
   From a program: paste this into another terminal (eval "$(make -s env)" does the exports, too).
 
-{snippet(env.origin, first["token"])}
+{snippet(env, first["token"])}
 
   Data {env.data} · logs {env.data / "logs"} · disk use and clean-up: make disk
   Port and address: ATOLL_PORT, ATOLL_BIND · from another computer: ssh -L {env.port}:127.0.0.1:{env.port} THIS-HOST,
@@ -266,9 +345,9 @@ def banner(env: Env, first: dict[str, Any], seconds: float) -> str:
 """
 
 
-def snippet(origin: str, token: str) -> str:
+def snippet(env: Env, token: str) -> str:
     """Lines to paste into a shell, so nothing is indented that must not be; Debian's own Python takes no packages."""
-    lines = "\n".join(exports(origin, token))
+    lines = "\n".join(exports(env, env.origin, token))
     return f"""{lines}
 python3 -m venv atoll-sdk && atoll-sdk/bin/pip install --quiet deno-sandbox
 atoll-sdk/bin/python - <<'PY'
@@ -278,10 +357,12 @@ with DenoDeploy().sandbox.create() as sandbox:
 PY"""
 
 
-def exports(origin: str, token: str) -> list[str]:
-    """The lines that point the official SDKs at this installation."""
+def exports(env: Env, origin: str, token: str) -> list[str]:
+    """The lines that point the official SDKs at this installation, and have their languages trust its ports."""
+    authorities = shlex.quote(str(env.client_authorities))
     return [
         f"export DENO_SANDBOX_ENDPOINT={origin}",
         f"export DENO_DEPLOY_ENDPOINT={origin}",
         f"export DENO_DEPLOY_TOKEN={token}",
+        *(f"export {name}={authorities}" for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "DENO_CERT")),
     ]

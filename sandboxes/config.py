@@ -15,8 +15,11 @@ class Config(TypedDict):
     region: str
     quota_concurrent: int
     idle_minutes: int
+    checkpoint_minutes: int
+    checkpoints_kept: int
     low_memory_mib: int
     stray_hours: int
+    audit_days: int
     egress_days: int
     egress_rows: int
     quota_vcpus: int
@@ -33,6 +36,10 @@ class Config(TypedDict):
     node_socket: Path
     node_key: Path
     secrets_key: Path
+    authority: Path
+    expose_domain: str
+    expose_public: bool
+    ssh_host: str
 
 
 def config() -> Config:

@@ -6,9 +6,12 @@ DomainError                base: `code` is stable, `message` is for people, `fie
 ├── Invalid                a value is out of its bounds; the message says which and why
 ├── QuotaExceeded          the organization is at its limit
 ├── Conflict               the thing is in a state in which this cannot be done (`state` says which)
+│   ├── VolumeInUse        another sandbox has the volume; one that is stopping gives it up
+│   └── SlugInUse          something of that kind and name is there already
 ├── NotRunning             the sandbox has no running machine; the message says why
 │   └── Suspended          it has one that can be resumed
 ├── Unavailable            the host or the guest does not answer now; trying again later may work
+├── NotAvailable           nothing is wrong: Atoll does not do this (yet)
 ├── SecretsLocked          the key that secrets are sealed with is not there; only an administrator of the host can help
 ├── NotAuthenticated       nobody is signed in, and there is no token
 ├── InvalidToken           unknown, expired or revoked token
@@ -67,6 +70,19 @@ class Conflict(DomainError):
     text = "this cannot be done in the present state"
 
 
+class VolumeInUse(Conflict):
+    """Another sandbox has it."""
+
+    text = "another sandbox has the volume"
+
+
+class SlugInUse(Conflict):
+    """The name is taken."""
+
+    code = "SLUG_ALREADY_IN_USE"
+    text = "a volume or snapshot of that name is there already"
+
+
 class NotRunning(DomainError):
     """No running machine."""
 
@@ -86,6 +102,13 @@ class Unavailable(DomainError):
 
     code = "UNAVAILABLE"
     text = "the machine's host does not answer"
+
+
+class NotAvailable(DomainError):
+    """Atoll does not do this."""
+
+    code = "NOT_AVAILABLE"
+    text = "Atoll does not do this yet"
 
 
 class SecretsLocked(DomainError):

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 from sandboxes import audit, egress, sentences, states
 from sandboxes.database import in_thread
-from sandboxes.models import EgressDenial, Event, Sandbox
+from sandboxes.models import Checkpoint, EgressDenial, Event, Sandbox, Volume
+from sandboxes.selectors.volumes import restorable_until
 from vm import background
 from vm.egress.journal import Kind
 
@@ -58,10 +59,12 @@ def sandbox_payload(sandbox: Sandbox) -> Payload:
         "note": sandbox.note,
         "next_step": states.next_step(sandbox),
         "idle_minutes": sandbox.idle_minutes,
+        "checkpoint_minutes": sandbox.checkpoint_minutes,
         "active_at": timestamp(sandbox.active_at),
         "deleted_at": timestamp(sandbox.deleted_at),
         "restorable_until": timestamp(states.restorable_until(sandbox)),
         "forked_from": sandbox.forked_from or None,
+        "root": sandbox.boots_from or None,
         "network_version": sandbox.network_version,
     }
 
@@ -94,6 +97,53 @@ def denial_payload(sandbox: Sandbox, denial: EgressDenial) -> Payload:
 def publish_sandbox(sandbox: Sandbox) -> None:
     """Tell the organization's pages of the row as it is now; in the transaction of its change."""
     audit.publish(organization_id=sandbox.organization_id, kind="sandbox", payload=sandbox_payload(sandbox))
+
+
+def volume_payload(volume: Volume, *, gone: bool = False) -> Payload:
+    """A volume or snapshot as pages and REST show it; `gone`: there is nothing left of it."""
+    return {
+        "id": volume.public_id,
+        "kind": volume.kind,
+        "slug": volume.slug,
+        "state": "removed" if gone else volume.state,
+        "region": volume.region,
+        "capacity": volume.capacity,
+        "allocated": volume.allocated,
+        "flattened": volume.flattened,
+        "bootable": volume.bootable,
+        "base": _named(volume.base),
+        "source": _named(volume.source),
+        "taken_of": volume.taken_of or None,
+        "memory_mb": volume.memory_mb,
+        "creator": volume.creator_name,
+        "created_at": timestamp(volume.created_at),
+        "deleted_at": timestamp(volume.deleted_at),
+        "restorable_until": None if gone else timestamp(restorable_until(volume)),
+    }
+
+
+def checkpoint_payload(checkpoint: Checkpoint) -> Payload:
+    """A checkpoint as pages and REST show it; with its volume."""
+    volume = checkpoint.volume
+    return {
+        "id": volume.public_id,
+        "cause": checkpoint.cause,
+        "note": checkpoint.note,
+        "created_at": timestamp(volume.created_at),
+        "by": volume.creator_name,
+        "allocated": volume.allocated,
+        "flattened": volume.flattened,
+        "capacity": volume.capacity,
+    }
+
+
+def _named(volume: Volume | None) -> Payload | None:
+    return {"id": volume.public_id, "slug": volume.slug} if volume else None
+
+
+def publish_volume(volume: Volume, *, gone: bool = False) -> None:
+    """Tell the organization's pages of the row as it is now; in the transaction of its change."""
+    audit.publish(organization_id=volume.organization_id, kind="volume", payload=volume_payload(volume, gone=gone))
 
 
 class _Listener:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from sandboxes import runtime
@@ -32,9 +33,11 @@ BUSY = 0.1
 LOOK_SECONDS = 30.0
 """Between two looks at a machine's processor time, so that a moment's housekeeping in a guest is no work."""
 AT_ONCE = 2
-"""Machines whose memory is saved at a time: it is the host's disk that takes its time."""
-RETRY = timedelta(minutes=5)
-"""For which a sandbox that could not be suspended is left alone."""
+"""Machines whose memory is saved at a time, over all turns: it is the host's disk that takes its time."""
+MOMENT = 2.0
+"""Seconds for which a turn waits for a save. A host saves on alone, and a later turn writes down what came of it."""
+STUCK = timedelta(minutes=1)
+"""After which what is still being saved or stopped is waited for no more: it would hold up the whole host for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +76,23 @@ async def suspend_unused(*, machines: Mapping[MachineId, MachineInfo]) -> None:
     ready = [row for row in rows if row.machine in machines and machines[row.machine].state is MachineState.READY]
     now = timezone.now()
     unused = [row for row in ready if (limit := idle_limit(row)) and idle_for(row, now) >= limit]
-    places = asyncio.Semaphore(AT_ONCE)
-
-    async def suspend(row: Sandbox) -> None:
-        async with places:
-            # Others' memory may have been saved for minutes meanwhile: somebody may have come back.
-            await in_thread(row.refresh_from_db)
-            now = timezone.now()
-            if (limit := idle_limit(row)) and idle_for(row, now) >= limit:
-                await _suspend(row, StopCause.IDLE, f"no activity for {_minutes(idle_for(row, now))}")
-
-    await asyncio.gather(*(suspend(row) for row in unused))
     if not unused:
         await _relieve_host(ready, now)
+        return
+    places = max(0, AT_ONCE - await in_thread(_being_saved))
+    chosen = sorted(unused, key=lambda row: idle_for(row, now), reverse=True)[:places]
+    await asyncio.gather(
+        *(_suspend(row, StopCause.IDLE, f"no activity for {_minutes(idle_for(row, now))}") for row in chosen)
+    )
+
+
+def _being_saved() -> int:
+    return _lately(SandboxState.SUSPENDING).count()
+
+
+def _lately(*states: SandboxState) -> QuerySet[Sandbox]:
+    """Rows that came to one of these states so lately that they may still leave it by themselves."""
+    return Sandbox.objects.filter(state__in=states, state_since__gt=timezone.now() - STUCK)
 
 
 def _suspendable(working: set[MachineId]) -> list[Sandbox]:
@@ -93,11 +100,7 @@ def _suspendable(working: set[MachineId]) -> list[Sandbox]:
     rows = list(Sandbox.objects.filter(state=SandboxState.RUNNING, session=False, unresponsive=False))
     now = timezone.now()
     lifecycle.sandboxes_used(seen={row.pk: now for row in rows if row.machine in working})
-    return [
-        row
-        for row in rows
-        if row.machine not in working and (row.suspend_failed_at is None or row.suspend_failed_at < now - RETRY)
-    ]
+    return [row for row in rows if row.machine not in working and not suspension.failed_lately(row)]
 
 
 def idle_limit(sandbox: Sandbox) -> timedelta | None:
@@ -130,12 +133,16 @@ async def _relieve_host(ready: list[Sandbox], now: datetime) -> None:
 
 
 def _memory_is_being_freed() -> bool:
-    return Sandbox.objects.filter(state__in=(SandboxState.SUSPENDING, SandboxState.STOPPING)).exists()
+    return _lately(SandboxState.SUSPENDING, SandboxState.STOPPING).exists()
 
 
 async def _suspend(sandbox: Sandbox, cause: StopCause, detail: str) -> None:
     try:
-        await suspension.sandbox_suspend(sandbox=sandbox, actor=SYSTEM, cause=cause, detail=detail, beside=False)
+        async with asyncio.timeout(MOMENT):
+            await suspension.sandbox_suspend(sandbox=sandbox, actor=SYSTEM, cause=cause, detail=detail, beside=False)
+    except TimeoutError:
+        # Other rows wait for this turn of the worker
+        log.info("still being suspended", sandbox=sandbox.public_id)
     except DomainError as error:
         # Somebody stopped or suspended it meanwhile.
         log.info("not suspended", sandbox=sandbox.public_id, why=error.message)

@@ -16,7 +16,13 @@ from vm.api import MachineInfo, MachineState, StopReason
 HOUR = 3600
 IN_MEMORY = frozenset({MachineState.STARTING, MachineState.READY, MachineState.LOST, MachineState.SUSPENDING})
 FOUND_LATER = frozenset(
-    {StopReason.HOST_RESTARTED, StopReason.HYPERVISOR_DIED, StopReason.HOST_OUT_OF_MEMORY, StopReason.DISK_FULL}
+    {
+        StopReason.HOST_RESTARTED,
+        StopReason.HYPERVISOR_DIED,
+        StopReason.HOST_OUT_OF_MEMORY,
+        StopReason.MEMORY_LIMIT,
+        StopReason.DISK_FULL,
+    }
 )
 """Ends that a node may only find when it comes back, and then dates by that: a host may have been off for days."""
 LATE = 5.0
@@ -54,8 +60,8 @@ def overtaken(last: Reading, this: Reading, info: MachineInfo) -> bool:
 
 
 def settled(last: Reading, this: Reading, info: MachineInfo) -> Reading:
-    """What is to be known after this reading: a counter never goes back but with a machine that was made anew."""
-    cpu = this.cpu_seconds if _anew(last, this, info) else max(last.cpu_seconds, this.cpu_seconds)
+    """What is to be known after this reading: a counter goes on from where the node has it now."""
+    cpu = this.cpu_seconds if _went_back(last, this, info) else max(last.cpu_seconds, this.cpu_seconds)
     return Reading(at=this.at, in_memory=this.in_memory, cpu_seconds=cpu, disk_bytes=this.disk_bytes)
 
 
@@ -65,25 +71,26 @@ def use_between(last: Reading, this: Reading, info: MachineInfo, *, ready_at: fl
     `ready_at` is when its sandbox was last seen to come up; None while that is still awaited.
     """
     begin, end = _in_memory(last, this, info, ready_at)
-    cpu = this.cpu_seconds if _anew(last, this, info) else max(0.0, this.cpu_seconds - last.cpu_seconds)
+    # A counter that went back is one that its host lost a part of, and that part is counted already.
+    cpu = max(0.0, this.cpu_seconds - last.cpu_seconds)
     found: dict[datetime, Use] = {}
 
     def add(hour: datetime, use: Use) -> None:
         if use != Use():
             found[hour] = found.get(hour, Use()) + use
 
-    for hour, seconds in _hours(begin, end):
+    for hour, seconds in hours_between(begin, end):
         share = seconds / (end - begin)
         add(hour, Use(cpu_seconds=cpu * share, memory_mib_seconds=info.memory_mib * seconds))
     if end <= begin:
         # A run that nobody saw: its processor time is certain, its memory's time is not.
         add(_hour(end), Use(cpu_seconds=cpu))
-    for hour, seconds in _hours(last.at, this.at):
+    for hour, seconds in hours_between(last.at, this.at):
         add(hour, Use(disk_byte_seconds=last.disk_bytes * seconds))
     return found
 
 
-def _anew(last: Reading, this: Reading, info: MachineInfo) -> bool:
+def _went_back(last: Reading, this: Reading, info: MachineInfo) -> bool:
     # A lower counter in a state that was entered before the last reading is only an answer that came late.
     return this.cpu_seconds < last.cpu_seconds and info.since > last.at
 
@@ -111,7 +118,8 @@ def _boot(info: MachineInfo) -> float:
     return min(max(0.0, boot), LONGEST_BOOT)
 
 
-def _hours(begin: float, end: float) -> Iterator[tuple[datetime, float]]:
+def hours_between(begin: float, end: float) -> Iterator[tuple[datetime, float]]:
+    """The hours from one moment to another, both in epoch seconds, and the seconds of each that lie between."""
     while begin < end:
         border = (begin // HOUR + 1) * HOUR
         until = min(border, end)

@@ -39,7 +39,21 @@ RULES: dict[str, tuple[Role, str]] = {
     "secret.view": (Role.MEMBER, "read"),
     "secret.edit": (Role.MEMBER, "sandboxes"),
     "secret.edit_organization": (Role.MEMBER, "organization"),
+    "volume.view": (Role.VIEWER, "read"),
+    "volume.create": (Role.MEMBER, "sandboxes"),
+    "volume.snapshot": (Role.MEMBER, "sandboxes"),
+    "volume.delete": (Role.MEMBER, "sandboxes"),
+    "volume.attach": (Role.MEMBER, "sandboxes"),
+    "volume.restore": (Role.MEMBER, "sandboxes"),
+    # Apps, their revisions and the layers they share; values of secret variables are shown to nobody.
+    "app.view": (Role.VIEWER, "read"),
+    "app.edit": (Role.MEMBER, "sandboxes"),
     "sandbox.network": (Role.MEMBER, "sandboxes"),
+    # One's own, which act wherever one is a member: a token needs as much as for making further ones.
+    "ssh_key.view": (Role.VIEWER, "read"),
+    "ssh_key.edit": (Role.VIEWER, "organization"),
+    "exposure.view": (Role.MEMBER, "read"),
+    "exposure.edit": (Role.MEMBER, "sandboxes"),
 }
 SCOPES = ("read", "sandboxes", "organization")
 

@@ -138,6 +138,13 @@ def month_of(moment: datetime) -> tuple[datetime, datetime]:
     return begin, begin.replace(year=year, month=month)
 
 
+def month_begins_before(moment: datetime, months: int) -> datetime:
+    """When the calendar month (UTC) began that is so many before that of the moment."""
+    begin, _end = month_of(moment)
+    count = begin.year * 12 + begin.month - 1 - months
+    return begin.replace(year=count // 12, month=count % 12 + 1)
+
+
 def money(amount: Decimal) -> Decimal:
     """As people pay it: two places."""
     return amount.quantize(Decimal("0.01"), ROUND_HALF_EVEN)

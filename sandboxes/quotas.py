@@ -15,6 +15,8 @@ VCPUS = 2
 DISK_GIB = 10
 IDLE_MINUTES = 7 * 24 * 60
 """The longest time of its own after which a workspace may be suspended for want of use."""
+CHECKPOINT_MINUTES = (5, 7 * 24 * 60)
+"""The times after which a workspace that is used may have a checkpoint taken."""
 NAME = 100
 LABELS = 5
 LABEL_KEY = 64
@@ -51,11 +53,12 @@ class Limits:
 
 
 MORE = "or ask whoever runs this installation for a higher limit"
+FREES_DISK = "delete a workspace or a volume and wait until its disk is removed, a day later"
 
 
 def check_room(*, used: Amount, asked: Amount, limits: Limits) -> None:
     """Return if what is asked for fits beside what is used. QuotaExceeded says which limit is in the way."""
-    if used.sandboxes + asked.sandboxes > limits.concurrent:
+    if asked.sandboxes and used.sandboxes + asked.sandboxes > limits.concurrent:
         raise QuotaExceeded(
             f"{used.sandboxes} sandboxes are running and the limit is {limits.concurrent}: stop one, {MORE}",
             quota="concurrent",
@@ -64,7 +67,7 @@ def check_room(*, used: Amount, asked: Amount, limits: Limits) -> None:
         )
     _check_sum("vcpus", "vCPUs", used.vcpus, asked.vcpus, limits.vcpus, "stop a sandbox")
     _check_sum("memory_mib", "MiB of memory", used.memory_mib, asked.memory_mib, limits.memory_mib, "stop a sandbox")
-    _check_sum("disk_gib", "GiB of disk", used.disk_gib, asked.disk_gib, limits.disk_gib, "delete a workspace")
+    _check_sum("disk_gib", "GiB of disk", used.disk_gib, asked.disk_gib, limits.disk_gib, FREES_DISK)
 
 
 def _check_sum(quota: str, what: str, used: int, asked: int, limit: int | None, remedy: str) -> None:
@@ -132,6 +135,16 @@ def check_idle_minutes(minutes: int) -> None:
     """Invalid if it is no time after which something can be suspended; 0 says never."""
     if not 0 <= minutes <= IDLE_MINUTES:
         raise Invalid(f"idle_minutes is {minutes}: it must be from 0 (never) to {IDLE_MINUTES}", field="idle_minutes")
+
+
+def check_checkpoint_minutes(minutes: int) -> None:
+    """Invalid if it is no time after which a checkpoint can be taken; 0 says never."""
+    if minutes and not CHECKPOINT_MINUTES[0] <= minutes <= CHECKPOINT_MINUTES[1]:
+        low, high = CHECKPOINT_MINUTES
+        raise Invalid(
+            f"checkpoint_minutes is {minutes}: it must be 0 (never), or from {low} to {high}",
+            field="checkpoint_minutes",
+        )
 
 
 def check_env(env: Mapping[str, str]) -> None:

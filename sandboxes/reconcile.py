@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -20,7 +21,7 @@ from sandboxes.models import Event, Sandbox, SandboxState, SignInLink, StopCause
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import SHOWN_FOR
 from sandboxes.selectors.secrets import behind
-from sandboxes.services import delivery, egress, lifecycle, presence, secrets, suspension
+from sandboxes.services import delivery, egress, host_data, lifecycle, presence, secrets, suspension
 from vm.api import MachineId, MachineInfo, MachineState
 from vm.errors import MachineGone, VmError
 
@@ -28,6 +29,8 @@ log = structlog.get_logger("atoll.reconcile")
 
 AT_ONCE = 4
 """Machines ended at a time: each flushes its disk."""
+MOMENT = 5.0
+"""Seconds for which a turn waits for one machine. The node does alone what it was asked for; a later turn sees it."""
 AGAIN = 2.0
 """Seconds after which what was begun elsewhere is asked for again; asking twice does no harm."""
 PATIENCE = 15.0
@@ -104,30 +107,51 @@ def settlement(row: SandboxState, machine: MachineState | None) -> Settle:
 
 
 async def reconcile() -> None:
-    """Settle every difference once. Repeatable, also beside itself; does nothing while the node does not answer."""
+    """Settle every difference once. Repeatable, also beside itself.
+
+    Does nothing while the node does not answer, or has another data directory than rows are about.
+    """
     node = runtime.node()
     asked = time.time()
     try:
         machines = {info.machine: info for info in await node.machine_list()}
+        # After the list: a node that was started on other data in between tells that of it
+        tag = (await node.host_info()).data_tag
     except VmError as error:
         log.warning("the node does not say which machines there are", error=str(error))
         return
+    if not await in_thread(host_data.host_data_seen, tag):
+        return
     known = dict(machines)
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def settle(sandbox: Sandbox, info: MachineInfo | None, policy: str) -> None:
+        async with places:
+            try:
+                async with asyncio.timeout(MOMENT):
+                    await _settle(sandbox, info, asked)
+                    if info is not None and info.state is not MachineState.STOPPED and info.policy != policy:
+                        await egress.network_push(sandbox=sandbox)
+            except TimeoutError:
+                # The node goes on with what it was asked for; no other row waits for that
+                log.info("not settled yet", sandbox=sandbox.public_id)
+            except VmError as error:
+                log.warning("could not settle", sandbox=sandbox.public_id, error=str(error))
+            except Exception:
+                # One row that nobody thought of must not leave all others unsettled.
+                log.exception("could not settle", sandbox=sandbox.public_id)
+
+    async def settle_stray(info: MachineInfo) -> None:
+        async with places:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MOMENT):
+                    await _settle_stray(info)
+
     # Rows after machines: a machine has its row before it exists, so one without a row here is really nobody's.
-    for sandbox, policy in await in_thread(_rows):
-        info = machines.pop(sandbox.machine, None)
-        try:
-            await _settle(sandbox, info, asked)
-            if info is not None and info.state is not MachineState.STOPPED and info.policy != policy:
-                await egress.network_push(sandbox=sandbox)
-        except VmError as error:
-            log.warning("could not settle", sandbox=sandbox.public_id, error=str(error))
-        except Exception:
-            # One row that nobody thought of must not leave all others unsettled.
-            log.exception("could not settle", sandbox=sandbox.public_id)
+    rows = [(sandbox, machines.pop(sandbox.machine, None), policy) for sandbox, policy in await in_thread(_rows)]
+    await asyncio.gather(*(settle(*row) for row in rows))
     await _settle_secrets(known)
-    for info in machines.values():
-        await _settle_stray(info)
+    await asyncio.gather(*(settle_stray(info) for info in machines.values()))
     await idle.suspend_unused(machines=known)
 
 
@@ -148,18 +172,23 @@ async def _settle(sandbox: Sandbox, info: MachineInfo | None, asked: float) -> N
         case Settle.LOSE if age > PATIENCE:
             cause = StopCause.CREATE_DIED if sandbox.state == SandboxState.QUEUED else StopCause.MACHINE_LOST
             await in_thread(lifecycle.sandbox_ended, sandbox=sandbox, cause=cause)
+        case Settle.END if info and sandbox.state == SandboxState.QUEUED and info.since <= since:
+            # That stop is of the run before: the workspace is just being started again, or whoever did so has died.
+            if age > PATIENCE:
+                await in_thread(lifecycle.sandbox_ended, sandbox=sandbox, cause=StopCause.CREATE_DIED)
         case Settle.END if info and news:
-            # An older stop is that of the run before: the workspace is just being started again.
             await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
             await lifecycle.sandbox_clean(sandbox=sandbox)
         case Settle.SUSPENDED if news:
             await in_thread(lifecycle.sandbox_suspended, sandbox=sandbox)
         case Settle.RUN_ON if age > PATIENCE:
-            why = "whoever had begun to suspend it went away before its host heard of it"
+            why = "its host did not save its memory, and whoever waited for that had gone; the node's log may say why"
             await in_thread(suspension.sandbox_run_on, sandbox=sandbox, why=why)
         case Settle.GO_ON if info and news:
             if await in_thread(lifecycle.sandbox_move, sandbox=sandbox, move=states.Move.RESUME, actor=SYSTEM):
                 await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
+        case Settle.RESUME if info and info.since > since:
+            await in_thread(lifecycle.sandbox_observe, sandbox=sandbox, info=info)
         case Settle.RESUME if age > AGAIN:
             await suspension.sandbox_resume_begin(sandbox=sandbox)
         case Settle.STOP if info is None or info.state is MachineState.STOPPED or age > AGAIN:
@@ -204,12 +233,26 @@ async def _settle_stray(info: MachineInfo) -> None:
 
 
 async def expire() -> None:
-    """End what is past its deadline, and the session sandboxes of web processes that fell silent. Repeatable."""
+    """End what is past its deadline, and the session sandboxes of web processes that fell silent. Repeatable.
+
+    Does nothing while the node has another data directory than rows are about.
+    """
+    if await in_thread(host_data.host_data_trouble):
+        return
     places = asyncio.Semaphore(AT_ONCE)
 
     async def stop(sandbox: Sandbox, cause: StopCause, detail: str = "") -> None:
         async with places:
-            await lifecycle.sandbox_stop(sandbox=sandbox, actor=SYSTEM, cause=cause, detail=detail, beside=False)
+            # It waited for its place: what was true of it then may not be any more
+            when = Q(stop_at__lte=timezone.now()) if cause is StopCause.DEADLINE else None
+            try:
+                async with asyncio.timeout(MOMENT):
+                    await lifecycle.sandbox_stop(
+                        sandbox=sandbox, actor=SYSTEM, cause=cause, detail=detail, beside=False, when=when
+                    )
+            except TimeoutError:
+                # Its row says that it is stopping, and a later turn writes down what came of it
+                log.info("still being stopped", sandbox=sandbox.public_id)
 
     overdue = await in_thread(_overdue)
     silent = await in_thread(presence.web_processes_silent)

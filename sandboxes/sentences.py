@@ -85,6 +85,8 @@ def _left(sandbox: Sandbox) -> str:
         return "A sandbox keeps nothing when it stops"
     if sandbox.stop_cause == StopCause.MACHINE_LOST:
         return "Its host does not know its disk either: started again it begins with an empty one"
+    if sandbox.stop_cause == StopCause.RECORD_UNREADABLE:
+        return "Its disk is kept as it lies; start it once its host reads the record again (the node's log says more)"
     if sandbox.started_at is None:
         return "Its disk is as it was: start it to try again"
     if sandbox.stop_cause == StopCause.RESUME_FAILED:

@@ -44,7 +44,7 @@ def _write(sandbox: Sandbox, *, text: str, detail: str = "", **fields: Any) -> N
 
 
 def entry_payload(entry: TimelineEntry, *, until: datetime | None) -> dict[str, Any]:
-    """An entry as pages and REST show it; `until`: the time of the next one."""
+    """An entry as pages and REST show it; `until`: when the state that it began has ended."""
     return {
         "id": entry.pk,
         "at": events.timestamp(entry.at),

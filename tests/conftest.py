@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pwd
+import random
 import shutil
 import subprocess
 import tempfile
@@ -23,12 +24,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--database=postgres` runs the same tests on a PostgreSQL server started for them."""
     parser.addoption("--database", choices=("sqlite", "postgres"), default="sqlite", help="which database to test on")
     parser.addoption("--soak", type=float, default=60.0, metavar="SECONDS", help="how long soak tests go on")
+    parser.addoption("--seed", type=int, default=None, help="what soak tests do in which order; default: never twice")
 
 
 @pytest.fixture
 def soak_seconds(request: pytest.FixtureRequest) -> float:
     """How long a soak test should go on."""
     return float(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def soak_seed(request: pytest.FixtureRequest) -> int:
+    """What a soak test's random operations begin from; printed, so that one can be gone through again."""
+    given = request.config.getoption("--seed")
+    seed = random.randrange(2**32) if given is None else int(given)
+    print(f"--seed={seed}")
+    return seed
 
 
 def _postgres_binaries() -> Path | None:

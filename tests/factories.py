@@ -48,7 +48,7 @@ def team(slug: str) -> Team:
 
 def sandbox(team: Team, **wanted: Any) -> Sandbox:
     """A queued sandbox of the team's member, as a front door makes it."""
-    from sandboxes.services.lifecycle import Wanted, sandbox_create
+    from sandboxes.services.creation import Wanted, sandbox_create
 
     return sandbox_create(wanted=Wanted(**wanted), actor=team.member)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int = 10) -> str:
+    """A range of as many ports that nobody uses now, as ATOLL_EXPOSE_PORTS has it; below those that are handed out."""
+    while True:
+        first = random.randrange(11_000, 32_000)
+        try:
+            with ExitStack() as stack:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return f"{first}-{first + count - 1}"
+        except OSError:
+            continue
 
 
 def processes(data: Path, word: str) -> list[int]:
@@ -60,6 +74,9 @@ class Installation:
             # tests take machines as they need them; the default quota has tests of its own
             "ATOLL_QUOTA_CONCURRENT": "50",
             "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
+            # several installations share this host's ports
+            "ATOLL_EXPOSE_PORTS": free_ports(),
+            "ATOLL_SSH_PORT": str(free_port()),
             # and count what is left
             "ATOLL_STRAY_HOURS": "0",
             **(settings or {}),

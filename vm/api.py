@@ -18,6 +18,9 @@ from vm.egress.journal import Passage, passage_from_json, passage_to_json
 type MachineId = str
 """32 lower-case hex digits, made by the caller; never used for a second machine."""
 
+type VolumeId = str
+"""32 lower-case hex digits, made by the caller for a volume or a snapshot; never used for a second one."""
+
 
 class MachineState(StrEnum):
     """Where a machine is. QUEUED, STARTING -> READY -> STOPPED; STOPPED is kept until `machine_forget`.
@@ -45,7 +48,9 @@ class StopReason(StrEnum):
     HOST_RESTARTED = "host_restarted"  # the host booted meanwhile
     DISK_FULL = "disk_full"  # the host's image disk had no room
     HOST_OUT_OF_MEMORY = "host_out_of_memory"  # the host's kernel killed QEMU for want of memory
+    MEMORY_LIMIT = "memory_limit"  # the host's kernel killed QEMU, which wanted more memory than it may have
     NO_CAPACITY = "no_capacity"  # when its turn came the host had no memory for it
+    RECORD_UNREADABLE = "record_unreadable"  # the node cannot read what it wrote down; nothing of it is touched
     RESUME_FAILED = "resume_failed"  # its memory image could not be restored; its disk is as it was at the suspend
 
 
@@ -95,8 +100,21 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A volume of a machine, mounted at an absolute path. One that is `read_only` is a snapshot."""
+
+    volume: VolumeId
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """What to start. Sizes in MiB and GiB; `image` is a recipe hash, empty for the node's newest."""
+    """What to start. Sizes in MiB and GiB; `image` is a recipe hash, empty for the node's newest.
+
+    `volumes` are mounted before it is READY. `root`: the volume that it boots from and writes to, or a snapshot, over
+    which it gets a disk of its own; empty for one over the image.
+    """
 
     machine: MachineId
     memory_mib: int
@@ -105,14 +123,17 @@ class MachineSpec:
     identity: Identity
     image: str = ""
     policy: EgressPolicy = EgressPolicy()
+    volumes: Sequence[VolumeMount] = ()
+    root: VolumeId = ""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineInfo:
     """One machine as the node sees it. Times are epoch seconds; `stages` maps a stage's name to its seconds.
 
-    `cpu_seconds` counts all its runs, suspends included. `disk_bytes` is what its own layers and its saved memory
-    take on the host's disk. `note` says what people should know of its start, such as a fall back to a cold boot.
+    `cpu_seconds` counts all its runs, suspends included; it goes back where the node lost what it noted last.
+    `disk_bytes` is what its layers, also those that a fork shares, and its saved memory take on the host's disk. `note`
+    says what people should know of its start, such as a fall back to a cold boot.
     `policy` is the digest of the policy that holds (`policy_digest`).
     `policy_wanted`: it has secrets whose values the node lost when it ended, so it has no network until
     `machine_policy` tells them again.
@@ -141,6 +162,7 @@ class HostInfo:
 
     `registries` are the package registries that the image's own tools ask, as patterns of a policy.
     `interceptors` of the `interceptors_wanted` run: without one, hosts that a secret is for cannot be reached.
+    `data_tag` is no other data directory's: with another one there are other machines.
     """
 
     name: str
@@ -158,6 +180,25 @@ class HostInfo:
     registries: Sequence[str] = ()
     interceptors: int = 0
     interceptors_wanted: int = 0
+    data_tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """A volume, or a snapshot of one (`frozen`: nothing writes to it any more). Sizes in bytes.
+
+    `allocated` is what it takes on the host's disk beside every other: what several share counts for one of them, a
+    snapshot first. `flattened` is what it would take alone, the guest image left out. `used_by`: machines that are not
+    STOPPED.
+    """
+
+    volume: VolumeId
+    capacity: int
+    allocated: int
+    flattened: int
+    bootable: bool
+    frozen: bool = False
+    used_by: Sequence[MachineId] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +244,10 @@ class Node(Protocol):
     async def machine_start(self, spec: MachineSpec, *, secrets: Sequence[Secret] = ()) -> MachineInfo:
         """Take a waiting clone, or queue a clone or a cold boot; returns at once, READY already where one waited.
 
+        From the second time on a snapshot that machines boot from has a template as well.
         A disk of that machine id is used again if one is there, by a cold boot. MachineExists while that machine is
-        not STOPPED; HostFull, ImageMissing; HypervisorError names a pattern or a secret that is none. Wait with
-        `machine_wait`. The values of secrets stay in the node's memory.
+        not STOPPED; HostFull, ImageMissing; VolumeGone, VolumeBusy, NotBootable; HypervisorError names a pattern or a
+        secret that is none. Wait with `machine_wait`. The values of secrets stay in the node's memory.
         """
 
     async def machine_wait(self, machine: MachineId, *, timeout: float) -> MachineInfo:
@@ -234,8 +276,8 @@ class Node(Protocol):
     async def machine_resume(self, machine: MachineId) -> MachineInfo:
         """Queue a SUSPENDED machine to go on where it was, and return at once; wait with `machine_wait`. Repeatable.
 
-        It ends up READY, or STOPPED with RESUME_FAILED and its disk as it was. MachineGone if it is unknown or
-        STOPPED; HostFull.
+        It ends up READY; SUSPENDED again, with its memory as it was and a detail, where the host had no room or no time
+        for it; or STOPPED with RESUME_FAILED and its disk as it was. MachineGone if it is unknown or STOPPED; HostFull.
         """
 
     async def machine_fork(
@@ -244,8 +286,10 @@ class Node(Protocol):
         """A copy of the READY machine `source`, memory and disk, as `spec.machine` with an identity of its own.
 
         Both go on. Sizes and image are the source's, whatever `spec` says; policy and secrets are not. Returns once the
-        copy is taken, with the new machine QUEUED or further. MachineGone if the source does not run, MachineExists,
-        HostFull.
+        copy is taken, with the new machine QUEUED or further. Of a volume that the source has, its root among them, the
+        copy has what it held at that moment, as a disk of its own that goes with it (that of a mounted one when it is
+        STOPPED), and its note says so. `spec.volumes` are the snapshots that both have, at the source's paths:
+        VolumeBusy for anything else. MachineGone if the source does not run, MachineExists, HostFull.
         """
 
     async def machine_policy(
@@ -265,6 +309,64 @@ class Node(Protocol):
         kill of the node loses half a second of them at most. What is older than some megabytes goes unasked. A cursor
         of another node, or of one that lost its data, counts as empty.
         """
+
+    async def volume_create(self, volume: VolumeId, *, capacity: int, source: str = "") -> VolumeInfo:
+        """A new volume of `capacity` bytes: an empty file system, or of what `source` holds. Repeatable.
+
+        `source` is SYSTEM, the newest guest image, or a snapshot's id; it takes as long whatever the source holds. The
+        capacity is the source's at least. VolumeGone if there is no such snapshot, VolumeBusy if it is none;
+        VolumeDamaged; HostFull.
+        """
+
+    async def volume_snapshot(self, volume: VolumeId, snapshot: VolumeId) -> VolumeInfo:
+        """Keep what a volume holds now as `snapshot`, which never changes. Repeatable; takes as long whatever it holds.
+
+        A machine that has the volume goes on: its guest writes what is dirty, and then nothing for some 50 ms.
+        VolumeBusy while that machine comes or goes, or is suspended; VolumeGone.
+        """
+
+    async def machine_snapshot(self, machine: MachineId, snapshot: VolumeId, *, memory: bool = False) -> VolumeInfo:
+        """Keep what a machine's root disk holds now as `snapshot`, from which machines can boot. Repeatable.
+
+        One that runs goes on as in `volume_snapshot`; of one that is SUSPENDED or STOPPED it is the disk as it was
+        left. MachineGone if it comes or goes, or has never been READY; VolumeBusy while something else that takes
+        longer is done with it. With its `memory`, of one that runs, a machine of the same sizes that is started from
+        the snapshot goes on from that moment as a fork does, but with the environment it is given; where that cannot
+        be it boots, and its note says so. VolumeBusy then where the machine has volumes, its root among them; HostFull.
+        """
+
+    async def machine_restore(self, machine: MachineId, snapshot: VolumeId) -> None:
+        """Let the root disk of a STOPPED machine be what `snapshot` holds; what it held is gone. Repeatable.
+
+        VolumeBusy if it is not STOPPED, or `snapshot` is none; VolumeGone, VolumeDamaged, NotBootable; MachineGone;
+        HostFull.
+        """
+
+    async def volume_grow(self, volume: VolumeId, *, capacity: int) -> VolumeInfo:
+        """Let a volume have that many bytes at least, its file system too if a machine has it, else when one does.
+
+        Repeatable. VolumeGone; VolumeBusy for a snapshot, or while its machine comes or goes, or is suspended.
+        """
+
+    async def volume_list(self) -> list[VolumeInfo]:
+        """Every volume and snapshot on this host."""
+
+    async def volume_attach(self, machine: MachineId, mount: VolumeMount) -> None:
+        """Plug a volume into a READY machine and mount it; returns when it can be used. Repeatable.
+
+        A volume has one machine at a time: VolumeBusy while another one has it, or where the machine has no place for
+        one more. A `read_only` mount is of a snapshot and any number may have it: VolumeBusy for a volume. VolumeGone,
+        MachineGone; MachineFailed with the guest's words, as when it holds no file system: it is taken away again then.
+        """
+
+    async def volume_detach(self, machine: MachineId, volume: VolumeId) -> None:
+        """Unmount a volume and unplug it; what was written is on the host's disk then. Repeatable.
+
+        VolumeBusy says which programs of the guest use it. Nothing is left to do for a machine that is STOPPED.
+        """
+
+    async def volume_remove(self, volume: VolumeId) -> None:
+        """Remove a volume or snapshot; what others were made from it stays whole. Repeatable. VolumeBusy."""
 
     async def machine_forget(self, machine: MachineId) -> None:
         """Remove a STOPPED machine with its disk and everything of it. Repeatable. MachineExists if it still runs."""
@@ -288,6 +390,12 @@ def policy_digest(policy: EgressPolicy) -> str:
     return hashlib.sha256(json.dumps([allow, list(policy.deny), policy.ask]).encode()).hexdigest()[:16]
 
 
+VOLUMES = 8
+"""Volumes that a machine has at most."""
+SYSTEM = "system"
+"""The source of a volume that is to hold the guest's system, and from which a machine can boot."""
+
+
 def passages_to_json(batch: PassageBatch) -> dict[str, Any]:
     """The wire form of a PassageBatch."""
     entries = [[entry.number, entry.machine, passage_to_json(entry.passage)] for entry in batch.entries]
@@ -298,6 +406,11 @@ def passages_from_json(data: Mapping[str, Any]) -> PassageBatch:
     """The inverse of `passages_to_json`."""
     entries = [PassageEntry(number, machine, passage_from_json(one)) for number, machine, one in data["entries"]]
     return PassageBatch(data["cursor"], entries, data["dropped"])
+
+
+def volume_info_from_json(data: Mapping[str, Any]) -> VolumeInfo:
+    """A VolumeInfo from its fields as JSON."""
+    return VolumeInfo(**{**data, "used_by": tuple(data["used_by"])})
 
 
 def machine_info_to_json(info: MachineInfo) -> dict[str, Any]:

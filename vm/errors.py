@@ -5,6 +5,10 @@ VmError                    base: `code` is stable, `detail` is for people
 ├── MachineExists          a machine of that id runs already
 ├── MachineFailed          it did not start, or died; `detail` says why
 ├── HostFull               no room on this host now (disk, memory, or too many queued); try later or elsewhere
+├── VolumeGone             no volume of that id is here
+├── VolumeBusy             a machine uses it, or it is a snapshot, which nothing changes
+├── NotBootable            there is no system on it
+├── VolumeDamaged          its data on the disk is not what was written there
 ├── ImageMissing           the guest image asked for is not on this host
 ├── StreamReset            a guest stream broke off: the guest, its agent, the node or the peer gave it up
 ├── NodeUnreachable        the node process does not answer
@@ -49,6 +53,30 @@ class HostFull(VmError):
     code = "host_full"
 
 
+class VolumeGone(VmError):
+    """No volume of that id is here."""
+
+    code = "volume_gone"
+
+
+class VolumeBusy(VmError):
+    """A machine uses it, or it is a snapshot."""
+
+    code = "volume_busy"
+
+
+class NotBootable(VmError):
+    """There is no system on the volume."""
+
+    code = "not_bootable"
+
+
+class VolumeDamaged(VmError):
+    """Its data on the disk is not what was written there."""
+
+    code = "volume_damaged"
+
+
 class ImageMissing(VmError):
     """The guest image is not on this host."""
 
@@ -87,6 +115,10 @@ BY_CODE: dict[str, type[VmError]] = {
         MachineExists,
         MachineFailed,
         HostFull,
+        VolumeGone,
+        VolumeBusy,
+        VolumeDamaged,
+        NotBootable,
         ImageMissing,
         StreamReset,
         NodeUnreachable,

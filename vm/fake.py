@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -35,12 +36,16 @@ from vm.api import (
     PassageEntry,
     Secret,
     StopReason,
+    VolumeId,
+    VolumeInfo,
+    VolumeMount,
     policy_digest,
 )
 from vm.egress.journal import Passage
 from vm.egress.policy import Policy
 from vm.egress.secrets import require_sane
-from vm.errors import HypervisorError, MachineExists, MachineGone, StreamReset, VmError
+from vm.errors import HypervisorError, MachineExists, MachineFailed, MachineGone, StreamReset, VmError, VolumeBusy
+from vm.fake_volumes import FakeVolumes
 from vm.guest.calls import call
 from vm.guest.channel import Channel
 
@@ -184,6 +189,8 @@ class FakeNode:
         self._down: VmError | None = None
         self._passages: list[PassageEntry] = []
         self.registries: tuple[str, ...] = ()
+        self.data_tag = secrets.token_hex(16)
+        self.volumes = FakeVolumes(self._scratch, self._mounts)
 
     # -- failures on demand
 
@@ -254,6 +261,10 @@ class FakeNode:
         known = self._machines.get(spec.machine)
         if known is not None and known.info.state in _LIVE:
             raise MachineExists(f"machine {spec.machine} is {known.info.state}")
+        self.volumes.require_free(spec.machine, spec.volumes)
+        own = known is not None and self.disk(spec.machine).exists() and not self.volumes.writable(spec.root)
+        if spec.root and not own:
+            self.volumes.require_root(spec.machine, spec.root)
         info = MachineInfo(
             machine=spec.machine,
             state=MachineState.QUEUED,
@@ -263,7 +274,7 @@ class FakeNode:
             origin=Origin.COLD,
             policy=policy_digest(spec.policy),
         )
-        self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._scratch / spec.machine), tuple(secrets))
+        self._machines[spec.machine] = _Machine(spec, info, _Guest(spec, self._home(spec)), tuple(secrets))
         self._history.append(info)
         self._advance()
         return info
@@ -345,7 +356,9 @@ class FakeNode:
         original = self._get(source)
         if original.info.state is not MachineState.READY:
             raise MachineGone(f"machine {source} is {original.info.state}")
-        same = replace(spec, memory_mib=original.spec.memory_mib, vcpus=original.spec.vcpus)
+        if [mount for mount in spec.volumes if mount not in original.spec.volumes or not mount.read_only]:
+            raise VolumeBusy("a fork begins with no volumes but the snapshots that its original has")
+        same = replace(spec, memory_mib=original.spec.memory_mib, vcpus=original.spec.vcpus, root="")
         info = await self.machine_start(same, secrets=secrets)
         if self.disk(source).exists():
             shutil.copytree(self.disk(source), self.disk(spec.machine), symlinks=True, dirs_exist_ok=True)
@@ -382,8 +395,87 @@ class FakeNode:
         if known.info.state in _LIVE:
             raise MachineExists(f"machine {machine} is {known.info.state}")
         known.guest.kill()
-        shutil.rmtree(self.disk(machine), ignore_errors=True)
+        if not self.volumes.writable(known.spec.root):
+            shutil.rmtree(self.disk(machine), ignore_errors=True)
         del self._machines[machine]
+
+    async def volume_create(self, volume: VolumeId, *, capacity: int, source: str = "") -> VolumeInfo:
+        """See vm.api.Node."""
+        self._enter("volume_create")
+        return self.volumes.create(volume, capacity, source)
+
+    async def volume_snapshot(self, volume: VolumeId, snapshot: VolumeId) -> VolumeInfo:
+        """See vm.api.Node."""
+        self._enter("volume_snapshot")
+        return self.volumes.snapshot(volume, snapshot)
+
+    async def volume_grow(self, volume: VolumeId, *, capacity: int) -> VolumeInfo:
+        """See vm.api.Node."""
+        self._enter("volume_grow")
+        return self.volumes.grow(volume, capacity)
+
+    async def machine_snapshot(self, machine: MachineId, snapshot: VolumeId, *, memory: bool = False) -> VolumeInfo:
+        """See vm.api.Node."""
+        self._enter("machine_snapshot")
+        known = self._get(machine)
+        if memory and known.info.state not in (MachineState.READY, MachineState.LOST):
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        if memory and (known.spec.volumes or self.volumes.writable(known.spec.root)):
+            raise VolumeBusy("its memory knows volumes, which are not in a snapshot: detach them first")
+        coming = (MachineState.QUEUED, MachineState.STARTING, MachineState.SUSPENDING)
+        if known.info.state in coming or (known.info.state is MachineState.STOPPED and not self.disk(machine).exists()):
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        if self.volumes.writable(known.spec.root):
+            return self.volumes.snapshot(known.spec.root, snapshot)
+        return self.volumes.snapshot_of(self.disk(machine), snapshot)
+
+    async def machine_restore(self, machine: MachineId, snapshot: VolumeId) -> None:
+        """See vm.api.Node."""
+        self._enter("machine_restore")
+        known = self._get(machine)
+        if known.info.state is not MachineState.STOPPED:
+            raise VolumeBusy(f"machine {machine} is {known.info.state}: it has to be stopped for that")
+        if self.volumes.writable(snapshot):
+            raise VolumeBusy(f"volume {snapshot} is no snapshot: it may change at any time")
+        self.volumes.require_root(machine, snapshot)
+        shutil.rmtree(self.disk(machine), ignore_errors=True)
+        shutil.copytree(self.volumes.content(snapshot), self.disk(machine), symlinks=True)
+
+    async def volume_list(self) -> list[VolumeInfo]:
+        """See vm.api.Node."""
+        self._enter("volume_list")
+        return self.volumes.list()
+
+    async def volume_attach(self, machine: MachineId, mount: VolumeMount) -> None:
+        """See vm.api.Node."""
+        self._enter("volume_attach")
+        known = self._get(machine)
+        if known.info.state not in (MachineState.READY, MachineState.LOST):
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        self.volumes.require_free(machine, [mount])
+        others = [one for one in known.spec.volumes if one.volume == mount.volume]
+        if others and others != [mount]:
+            raise VolumeBusy(f"the machine has it already, at {others[0].path}")
+        self.volumes.bring(mount)
+        if not others:
+            known.spec = replace(known.spec, volumes=(*known.spec.volumes, mount))
+
+    async def volume_detach(self, machine: MachineId, volume: VolumeId) -> None:
+        """See vm.api.Node."""
+        self._enter("volume_detach")
+        known = self._machines.get(machine)
+        if known is None or known.info.state is MachineState.STOPPED:
+            return
+        if known.info.state not in (MachineState.READY, MachineState.LOST):
+            raise MachineGone(f"machine {machine} is {known.info.state}")
+        self.volumes.take(one for one in known.spec.volumes if one.volume == volume)
+        kept = tuple(one for one in known.spec.volumes if one.volume != volume)
+        known.spec = replace(known.spec, volumes=kept)
+
+    async def volume_remove(self, volume: VolumeId) -> None:
+        """See vm.api.Node."""
+        self._enter("volume_remove")
+        self.volumes.remove(volume)
 
     async def host_info(self) -> HostInfo:
         """See vm.api.Node."""
@@ -401,6 +493,7 @@ class FakeNode:
             image="0" * 16,
             boot_id="00000000-0000-0000-0000-000000000000",
             registries=self.registries,
+            data_tag=self.data_tag,
         )
 
     async def stream_open(self, machine: MachineId) -> ByteStream:
@@ -432,6 +525,21 @@ class FakeNode:
 
     # -- inside
 
+    def _home(self, spec: MachineSpec) -> Path:
+        """Where its files are: a volume's own, or a directory of its own, which begins as what a snapshot holds."""
+        if spec.root and self.volumes.writable(spec.root):
+            return self.volumes.content(spec.root)
+        home = self._scratch / spec.machine
+        if spec.root and not home.exists():
+            shutil.copytree(self.volumes.content(spec.root), home, symlinks=True)
+        return home
+
+    def _mounts(self) -> dict[MachineId, Sequence[VolumeMount]]:
+        live = {name: machine.spec for name, machine in self._machines.items() if machine.info.state in _LIVE}
+        return {
+            name: (*spec.volumes, *([VolumeMount(spec.root, "/")] if spec.root else ())) for name, spec in live.items()
+        }
+
     def _enter(self, verb: str) -> None:
         if self._down is not None:
             raise self._down
@@ -450,6 +558,12 @@ class FakeNode:
         now = time.monotonic()
         for name, machine in list(self._machines.items()):
             if machine.info.state is MachineState.STARTING and now - machine.began >= self.boot_delay:
+                try:
+                    for mount in machine.spec.volumes:
+                        self.volumes.bring(mount)
+                except MachineFailed as error:
+                    self.fail_boot(name, detail=error.detail)
+                    continue
                 self._set(name, MachineState.READY, stages={"queue": 0.0, "agent": round(now - machine.began, 3)})
         for position, (name, machine) in enumerate(
             [item for item in self._machines.items() if item[1].info.state is MachineState.QUEUED]
@@ -467,5 +581,7 @@ class FakeNode:
 
     def _set(self, machine: MachineId, state: MachineState, **changes: object) -> None:
         known = self._machines[machine]
+        if state is MachineState.STOPPED:
+            self.volumes.take(known.spec.volumes)
         known.info = replace(known.info, state=state, since=time.time(), **changes)  # type: ignore[arg-type]
         self._history.append(known.info)

@@ -12,8 +12,11 @@ const islands = {
   details: () => import("./ui/details/Details.svelte"),
   tokens: () => import("./ui/account/Tokens.svelte"),
   secrets: () => import("./ui/account/Secrets.svelte"),
+  volumes: () => import("./ui/volumes/Volumes.svelte"),
+  snapshots: () => import("./ui/volumes/Snapshots.svelte"),
   members: () => import("./ui/account/Members.svelte"),
   usage: () => import("./ui/usage/Usage.svelte"),
+  api: () => import("./ui/api/ApiDocs.svelte"),
   workspace: () => import("./ui/layout/Workspace.svelte"),
 };
 

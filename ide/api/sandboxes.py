@@ -20,6 +20,7 @@ from ide.api.schemas import (
     SandboxOut,
     TimelineOut,
 )
+from ide.api.secrets import wanted_secret
 from sandboxes import states
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict
@@ -28,9 +29,10 @@ from sandboxes.models import Kind, Sandbox, SandboxState
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get, sandbox_list, sandbox_list_deleted
 from sandboxes.selectors.timeline import timeline_list
-from sandboxes.services import lifecycle, streams, suspension
+from sandboxes.services import changes, creation, lifecycle, streams, suspension
 from sandboxes.services.activity import activity
-from sandboxes.services.lifecycle import Wanted
+from sandboxes.services.creation import Wanted
+from sandboxes.services.mounts import WantedMount, when_free
 
 router = Router(tags=["sandboxes"])
 type Json = dict[str, Any]
@@ -72,7 +74,7 @@ async def sandboxes(
     return [sandbox_payload(row) for row in rows]
 
 
-@router.post("", response={201: SandboxOut, 400: Problem, 429: Problem})
+@router.post("", response={201: SandboxOut, 400: Problem, 404: Problem, 409: Problem, 429: Problem, 503: Problem})
 async def create(request: HttpRequest, body: SandboxIn) -> Any:
     """Make one and start it."""
     lifetime = body.lifetime_seconds
@@ -84,9 +86,14 @@ async def create(request: HttpRequest, body: SandboxIn) -> Any:
         env=body.env,
         allow_net=body.allow_net,
         deny_net=body.deny_net,
-        stop_at=timezone.now() + timedelta(seconds=lifetime) if lifetime else None,
+        ask_net=body.ask_net,
+        secrets=[wanted_secret(one) for one in body.secrets],
+        stop_at=timezone.now() + timedelta(seconds=lifetime) if isinstance(lifetime, int) else None,
+        unlimited=lifetime == "unlimited",
+        root=body.root,
+        volumes=[WantedMount(one.volume, one.path, one.read_only) for one in body.volumes],
     )
-    sandbox = await in_thread(lifecycle.sandbox_create, wanted=wanted, actor=_actor(request))
+    sandbox = await when_free(lambda: in_thread(creation.sandbox_create, wanted=wanted, actor=_actor(request)))
     payload = sandbox_payload(sandbox)
     lifecycle.sandbox_boot_beside(sandbox=sandbox)
     return Status(201, payload)
@@ -102,7 +109,7 @@ async def sandbox(request: HttpRequest, sandbox: str) -> Json:
 async def change(request: HttpRequest, sandbox: str, body: SandboxChange) -> Json:
     """Another name, other labels, another time of idleness; what is absent stays."""
     row = await _get(request, sandbox)
-    row = await in_thread(lifecycle.sandbox_change, sandbox=row, actor=_actor(request), **body.dict(exclude_unset=True))
+    row = await in_thread(changes.sandbox_change, sandbox=row, actor=_actor(request), **body.dict(exclude_unset=True))
     return sandbox_payload(row)
 
 
@@ -146,7 +153,7 @@ async def extend(request: HttpRequest, sandbox: str, body: Extension) -> Json:
     if row.stop_at is None:
         raise Conflict("it has no deadline that could be later", state=row.state)
     wanted = timezone.now() + timedelta(seconds=body.seconds)
-    await in_thread(lifecycle.sandbox_extend, sandbox=row, actor=_actor(request), stop_at=wanted)
+    await in_thread(changes.sandbox_extend, sandbox=row, actor=_actor(request), stop_at=wanted)
     return sandbox_payload(await _get(request, sandbox))
 
 

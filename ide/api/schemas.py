@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ninja import Field, Schema
 from pydantic import SecretStr
@@ -43,11 +43,33 @@ class SandboxOut(Schema):
     note: str
     next_step: Literal["resume", "start", "restore", ""]
     idle_minutes: int | None
+    checkpoint_minutes: int | None
     active_at: str | None
     deleted_at: str | None
     restorable_until: str | None
     forked_from: str | None
+    root: str | None
     network_version: int
+
+
+class SandboxSecretIn(Schema):
+    """A secret of a sandbox. The value is at most 64 KiB and never comes back."""
+
+    name: str
+    value: SecretStr
+    hosts: list[str]
+    places: list[PlaceName] = Field(default_factory=list)
+
+
+class MountIn(Schema):
+    """A volume or snapshot, by id or slug, and where to mount it; a volume `read_only`: its last snapshot."""
+
+    volume: str
+    path: str
+    read_only: bool = False
+
+
+Seconds = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class SandboxIn(Schema):
@@ -58,9 +80,13 @@ class SandboxIn(Schema):
     memory_mb: int = 1280
     labels: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
-    lifetime_seconds: int | None = Field(default=None, ge=1, le=100_000_000)
+    lifetime_seconds: Seconds | Literal["unlimited"] | None = None
     allow_net: list[str] | None = None
     deny_net: list[str] = Field(default_factory=list)
+    ask_net: bool = False
+    secrets: list[SandboxSecretIn] = Field(default_factory=list)
+    volumes: list[MountIn] = Field(default_factory=list)
+    root: str = ""
 
 
 class SandboxChange(Schema):
@@ -75,7 +101,7 @@ class Fork(Schema):
     """What the copy is to be called, and how long it is to live where not as long as the original."""
 
     name: str = ""
-    lifetime_seconds: int | None = Field(default=None, ge=1, le=100_000_000)
+    lifetime_seconds: Seconds | None = None
 
 
 class Extension(Schema):
@@ -85,7 +111,10 @@ class Extension(Schema):
 
 
 class TimelineOut(Schema):
-    """Something that happened to a sandbox; `duration_seconds` until the next entry."""
+    """Something that happened to a sandbox.
+
+    `duration_seconds`: how long the state lasted that it began; null while it lasts, and for what happened within one.
+    """
 
     id: int
     at: str
@@ -205,15 +234,6 @@ class SandboxSecretOut(SecretOut):
 
     placeholder: str
     overridden: bool
-
-
-class SandboxSecretIn(Schema):
-    """A secret of a sandbox. The value is at most 64 KiB and never comes back."""
-
-    name: str
-    value: SecretStr
-    hosts: list[str]
-    places: list[PlaceName] = Field(default_factory=list)
 
 
 class SecretIn(SandboxSecretIn):
@@ -344,6 +364,7 @@ class UsageOut(Schema):
     series: list[UsePeriod]
     sandboxes: list[UseSandbox]
     others: UseOthers
+    volumes: UseOut
     prices: PricesOut
     spending: SpendingOut
 
@@ -375,3 +396,34 @@ class Problem(Schema):
 
     code: str
     message: str
+
+
+class DeviceLoginIn(Schema):
+    """What the program calls the machine it runs on, for the person who is asked."""
+
+    client_name: str = Field(max_length=200)
+
+
+class DeviceLoginOut(Schema):
+    """`secret` is the program's own; the person opens `url` and compares `user_code`. Times are seconds."""
+
+    secret: str
+    user_code: str
+    url: str
+    url_with_code: str
+    expires_in: int
+    interval: int
+
+
+class DeviceSecret(Schema):
+    """Which login."""
+
+    secret: SecretStr
+
+
+class DeviceAnswer(Schema):
+    """Pending: ask again after `interval`."""
+
+    state: Literal["pending", "granted", "denied", "expired"]
+    token: str | None
+    organization: str | None

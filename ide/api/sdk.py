@@ -21,12 +21,13 @@ from sandboxes.events import timestamp
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get, sandbox_list
-from sandboxes.services import lifecycle
+from sandboxes.services import changes, lifecycle
+from sandboxes.services.host_data import TROUBLE, host_data_trouble
 
 type View = Callable[..., Coroutine[Any, Any, HttpResponse]]
 
 
-def _view(*allowed: str) -> Callable[[Callable[..., Awaitable[HttpResponse]]], View]:
+def sdk_view(*allowed: str) -> Callable[[Callable[..., Awaitable[HttpResponse]]], View]:
     """A view of these methods, with its actor as second argument and domain errors as JSON."""
 
     def made(work: Callable[..., Awaitable[HttpResponse]]) -> View:
@@ -46,7 +47,7 @@ def _view(*allowed: str) -> Callable[[Callable[..., Awaitable[HttpResponse]]], V
     return made
 
 
-@_view("PATCH", "DELETE")
+@sdk_view("PATCH", "DELETE")
 async def sandbox(request: HttpRequest, actor: Actor, sandbox: str) -> HttpResponse:
     """DELETE kills, PATCH extends."""
     row = await in_thread(sandbox_get, actor=actor, public_id=sandbox)
@@ -58,18 +59,19 @@ async def sandbox(request: HttpRequest, actor: Actor, sandbox: str) -> HttpRespo
         wanted = moment(body["stop_at_ms"])
     except (ValueError, TypeError, KeyError):
         raise Invalid('the body is not {"stop_at_ms": number}', field="stop_at_ms") from None
-    stop_at = await in_thread(lifecycle.sandbox_extend, sandbox=row, actor=actor, stop_at=wanted)
+    stop_at = await in_thread(changes.sandbox_extend, sandbox=row, actor=actor, stop_at=wanted)
     return JsonResponse({"stop_at_ms": int(stop_at.timestamp() * 1000)})
 
 
-@_view("GET")
+@sdk_view("GET")
 async def sandboxes(request: HttpRequest, actor: Actor) -> HttpResponse:
     """The organization's sandboxes, with a filter by labels in any of its three encodings."""
-    rows = await in_thread(sandbox_list, actor=actor, labels=_labels(request))
+    rows = await in_thread(sandbox_list, actor=actor, labels=labels_of(request))
     return JsonResponse([_item(row) for row in rows], safe=False)
 
 
-def _labels(request: HttpRequest) -> dict[str, str]:
+def labels_of(request: HttpRequest) -> dict[str, str]:
+    """The filter by labels, in any of the three ways in which clients write it. Invalid."""
     wanted = {
         found[1]: value
         for key in request.GET
@@ -103,6 +105,6 @@ def _over(row: Sandbox) -> bool:
 
 
 async def health(request: HttpRequest) -> HttpResponse:
-    """200 while this process serves and its database answers."""
-    await in_thread(Sandbox.objects.exists)
-    return HttpResponse("ok\n", content_type="text/plain")
+    """200 while this process serves and its database answers; a second line where the host is in trouble."""
+    trouble = await in_thread(host_data_trouble)
+    return HttpResponse(f"ok\n{trouble and f'{TROUBLE}{trouble}\n'}", content_type="text/plain")

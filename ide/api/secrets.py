@@ -64,7 +64,8 @@ async def _told(actor: Actor, secret: Secret) -> Json:
     return next((one for one in found if one["id"] == secret.public_id), _payload(Shown(secret, 0)))
 
 
-def _wanted(body: SandboxSecretIn, **more: Any) -> WantedSecret:
+def wanted_secret(body: SandboxSecretIn, **more: Any) -> WantedSecret:
+    """What a body asks for, as services take it."""
     return WantedSecret(
         name=body.name, value=body.value.get_secret_value(), hosts=body.hosts, places=body.places, **more
     )
@@ -72,7 +73,7 @@ def _wanted(body: SandboxSecretIn, **more: Any) -> WantedSecret:
 
 def _create_for(actor: Actor, sandbox: str, body: SandboxSecretIn) -> Secret:
     row = sandbox_get(actor=actor, public_id=sandbox)
-    return secrets.secret_create(wanted=_wanted(body), actor=actor, sandbox=row)
+    return secrets.secret_create(wanted=wanted_secret(body), actor=actor, sandbox=row)
 
 
 @router.get("/secrets", response={200: list[SecretOut], 403: Problem})
@@ -86,7 +87,7 @@ async def everything(request: HttpRequest) -> list[Json]:
 )
 async def create(request: HttpRequest, body: SecretIn) -> Any:
     """Make one for the organization's sandboxes, or those with certain labels."""
-    wanted = _wanted(body, labels=body.labels)
+    wanted = wanted_secret(body, labels=body.labels)
     secret = await in_thread(secrets.secret_create, wanted=wanted, actor=_actor(request))
     return Status(201, await _told(_actor(request), secret))
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import csv
-from datetime import date
+from collections.abc import AsyncIterator, Iterable
+from datetime import date, timedelta
 from io import StringIO
 from typing import Any, Literal
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, StreamingHttpResponse
 from ninja import Query, Router
 
 from ide.api.schemas import Problem, SpendingCap, SpendingOut, UsageDays, UsageOut
 from sandboxes.database import in_thread
 from sandboxes.events import timestamp
+from sandboxes.models import Sandbox, Volume
 from sandboxes.permissions import Actor
 from sandboxes.prices import GIB, Prices, Use, exact
 from sandboxes.selectors.spending import prices
-from sandboxes.selectors.usage import By, Period, usage_begins, usage_by_day, usage_report
+from sandboxes.selectors.usage import (
+    By,
+    Period,
+    usage_begins,
+    usage_days,
+    usage_of_day,
+    usage_of_volumes,
+    usage_report,
+)
 from sandboxes.services.spending import spending_cap_set, spending_payload
 
 router = Router(tags=["usage"])
@@ -87,6 +97,7 @@ def _report(actor: Actor, first: date | None, last: date | None, by: By) -> Json
             for sandbox, use in report.sandboxes
         ],
         "others": {"count": report.others, **_use(report.others_use, table)},
+        "volumes": _use(report.volumes_use, table),
         "prices": {
             "cpu_hour": str(table.cpu_hour),
             "memory_gb_hour": str(table.memory_gb_hour),
@@ -104,28 +115,44 @@ async def usage(request: HttpRequest, days: Query[UsageDays], by: Literal["day",
 
 
 @router.get("/usage.csv", response={400: Problem, 403: Problem})
-async def usage_csv(request: HttpRequest, days: Query[UsageDays]) -> HttpResponse:
-    """The same as CSV: one line for each day and each sandbox that used anything on it."""
-    name, text = await in_thread(_table, request.auth, days.first, days.last)  # type: ignore[attr-defined]
-    response = HttpResponse(text, content_type="text/csv; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
+async def usage_csv(request: HttpRequest, days: Query[UsageDays]) -> StreamingHttpResponse:
+    """The same as CSV: one line for each day and each sandbox or volume that used anything on it."""
+    actor: Actor = request.auth  # type: ignore[attr-defined]
+    first, last = await in_thread(usage_days, actor=actor, first=days.first, last=days.last)
+    response = StreamingHttpResponse(_table(actor, first, last), content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="usage-{first}-{last}.csv"'
     response["Cache-Control"] = "no-store"
     return response
 
 
-def _table(actor: Actor, first: date | None, last: date | None) -> tuple[str, str]:
-    first, last, lines = usage_by_day(actor=actor, first=first, last=last)
-    table = prices()
+async def _table(actor: Actor, first: date, last: date) -> AsyncIterator[bytes]:
+    """The table a page at a time: an organization may have used any number of sandboxes."""
+    yield _csv([COLUMNS])
+    day = first
+    while day <= last:
+        after = 0
+        while page := await in_thread(usage_of_day, actor=actor, day=day, after=after):
+            yield _csv(_line(day, sandbox, use) for sandbox, use in page)
+            after = page[-1][0].pk
+        after = 0
+        while taken := await in_thread(usage_of_volumes, actor=actor, day=day, after=after):
+            yield _csv(_line(day, volume, use) for volume, use in taken)
+            after = taken[-1][0].pk
+        day += timedelta(days=1)
+
+
+def _csv(lines: Iterable[Iterable[Any]]) -> bytes:
     text = StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for day, sandbox, use in lines:
-        shown = _use(use, table)
-        cost = shown.pop("cost")["total"]
-        writer.writerow(
-            [day, sandbox.public_id, _cell(sandbox.name), sandbox.kind, *shown.values(), cost, table.currency]
-        )
-    return f"usage-{first}-{last}.csv", text.getvalue()
+    csv.writer(text).writerows(lines)
+    return text.getvalue().encode()
+
+
+def _line(day: date, what: Sandbox | Volume, use: Use) -> list[Any]:
+    table = prices()
+    shown = _use(use, table)
+    cost = shown.pop("cost")["total"]
+    name = what.slug if isinstance(what, Volume) else _cell(what.name)
+    return [day, what.public_id, name, what.kind, *shown.values(), cost, table.currency]
 
 
 def _cell(text: str) -> str:

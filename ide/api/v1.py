@@ -8,7 +8,21 @@ from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 
-from ide.api import members, network, organization, sandboxes, secrets, tokens, usage
+from ide.api import (
+    apps,
+    checkpoints,
+    device,
+    exposures,
+    members,
+    network,
+    organization,
+    sandboxes,
+    secrets,
+    ssh,
+    tokens,
+    usage,
+    volumes,
+)
 from ide.api.access import actor_of_request
 from ide.errors import body_of, headers_of, status_of
 from sandboxes.database import in_thread
@@ -22,18 +36,24 @@ async def _access(request: HttpRequest) -> Any:
 api = NinjaAPI(
     title="Atoll",
     version="1",
-    description="Sandboxes, their network, secrets, people, tokens and use. docs/api.md explains it.",
+    description="Sandboxes, their network, secrets, volumes, people, tokens and use. docs/api.md explains it.",
     auth=_access,
     docs_url=None,
     urls_namespace="api-v1",
 )
 api.add_router("/sandboxes", sandboxes.router)
+api.add_router("/sandboxes", exposures.router)
+api.add_router("/sandboxes", checkpoints.router)
 api.add_router("", secrets.router)
 api.add_router("/members", members.router)
 api.add_router("/tokens", tokens.router)
+api.add_router("/device", device.router)
+api.add_router("/ssh", ssh.router)
 api.add_router("", organization.router)
 api.add_router("", usage.router)
 api.add_router("", network.router)
+api.add_router("", volumes.router)
+api.add_router("", apps.router)
 
 
 @api.exception_handler(DomainError)

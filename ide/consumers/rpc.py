@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -29,15 +30,19 @@ from sandboxes.models import Kind, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import Actor
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.sentences import state_reason
-from sandboxes.services import lifecycle, suspension
-from sandboxes.services.lifecycle import Wanted
+from sandboxes.services import creation, lifecycle, suspension
+from sandboxes.services.creation import Wanted
+from sandboxes.services.mounts import when_free
 from sandboxes.services.presence import presence
 from sandboxes.states import ENDED, PAUSED
 
 log = structlog.get_logger("atoll.sdk")
 
 READY_SECONDS = 5.0
-"""The handshake is answered by then, ready or not: the Python client gives up after 10 s. Calls wait for the guest."""
+"""For which a handshake waits for the guest; calls wait for it after that."""
+HANDSHAKE_SECONDS = 7.0
+"""A handshake is answered so long after it began, ready or not, also where it waited for a volume first: the Python
+client gives up after 10 s."""
 GRACE_SECONDS = 5.0
 """For which a Python client's socket still answers after its sandbox ended, or its clean-up calls would raise."""
 
@@ -60,6 +65,7 @@ class Socket(ABC):
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._began = time.monotonic()
         self.trace = uuid.uuid4().hex
         self.sandbox: Sandbox | None = None
 
@@ -116,6 +122,7 @@ class Socket(ABC):
         actor: Actor,
         dialect: Dialect,
         wake: Callable[[], Awaitable[object]] | None = None,
+        asked: asyncio.Event | None = None,
     ) -> Connection:
         """The state of this socket's calls."""
         self.sandbox = sandbox
@@ -127,14 +134,16 @@ class Socket(ABC):
             send=self._text,
             unnoticed=self.unnoticed,
             wake=wake,
+            asked=asked,
         )
 
     async def wait(self, connection: Connection) -> None:
         """Until the guest is ready, or for as long as a client waits for an answer. _Gone; Unavailable if it ended."""
         leaving = background.spawn(self._receive(), name="handshake")
         ready = connection.ready
+        left = min(READY_SECONDS, max(0.0, self._began + HANDSHAKE_SECONDS - time.monotonic()))
         try:
-            await asyncio.wait({leaving, ready}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({leaving, ready}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
         if leaving.done() and not leaving.cancelled():
@@ -238,7 +247,7 @@ class CreateSocket(Socket):
     """`/api/v3/sandboxes/create`: makes a sandbox, and is the connection a session sandbox lives as long as."""
 
     async def open(self) -> Connection:
-        """Check token and config, make the row, boot; answered when the guest is ready or after five seconds."""
+        """Check token and config, make the row once its volumes are free, boot; the guest gets what time is left."""
         actor = await actor_of_scope(self.scope)
         config = decode_config(header(self.scope, b"x-deno-sandbox-config"), now=timezone.now())
         wanted = Wanted(
@@ -252,10 +261,13 @@ class CreateSocket(Socket):
             unlimited=config.unlimited,
             session=config.session,
             held_by=await presence.process() if config.session else None,
+            volumes=config.volumes,
+            root=config.root,
         )
-        sandbox = await in_thread(lifecycle.sandbox_create, wanted=wanted, actor=actor)
-        lifecycle.sandbox_boot_beside(sandbox=sandbox)
-        connection = self.connection(sandbox, actor, self.dialect(config.dialect))
+        # A client may have stopped the sandbox that has them a moment ago
+        sandbox = await when_free(lambda: in_thread(creation.sandbox_create, wanted=wanted, actor=actor))
+        asked = lifecycle.sandbox_boot_beside(sandbox=sandbox)
+        connection = self.connection(sandbox, actor, self.dialect(config.dialect), asked=asked)
         try:
             await self.wait(connection)
         except BaseException as error:

@@ -171,7 +171,7 @@ async def _reply(call: streams.GuestCall) -> Any:
     except DomainError as error:
         raise _failure(error) from error
     except streams.GuestFailed as error:
-        missing = error.error.get("constructorName") == "NotFound"
+        missing = error.error.get("constructorName") == "BadResource"
         raise TerminalError(
             "no_terminal" if missing else "guest_failed",
             "This terminal has ended." if missing else f"The machine refused: {str(error)[:200]}",

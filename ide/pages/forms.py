@@ -130,6 +130,30 @@ class NewOrganizationForm(OrganizationForm):
         return data
 
 
+class SshKeyForm(forms.Form):
+    """A public key, and what to call it."""
+
+    public_key = forms.CharField(
+        label="Public key",
+        max_length=20_000,
+        help_text="One line, such as the one in ~/.ssh/id_ed25519.pub.",
+        widget=forms.Textarea(
+            {"class": "input mono", "rows": 3, "spellcheck": "false", "placeholder": "ssh-ed25519 AAAA… you@laptop"}
+        ),
+    )
+    name = forms.CharField(
+        required=False,
+        max_length=100,
+        help_text="Its comment, if you leave this empty.",
+        widget=forms.TextInput({"autocomplete": "off"}),
+    )
+    authority = forms.BooleanField(
+        label="It is an authority",
+        required=False,
+        help_text="Certificates that it signs log in as you; the key itself does not.",
+    )
+
+
 def refused(form: forms.Form, error: DomainError) -> None:
     """Show the domain's objection beside the field that it is about."""
     field = error.fields.get("field")

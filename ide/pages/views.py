@@ -8,6 +8,7 @@ from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
+from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
@@ -48,6 +49,38 @@ def tokens(request: HttpRequest) -> HttpResponse:
 def secrets(request: HttpRequest) -> HttpResponse:
     """The organization's secrets, without their values."""
     return _page(request, "account/secrets.html", "secrets")
+
+
+@login_required
+@never_cache
+@require_GET
+def volumes(request: HttpRequest) -> HttpResponse:
+    """Disks that outlive sandboxes."""
+    return _page(request, "account/volumes.html", "volumes")
+
+
+@login_required
+@never_cache
+@require_GET
+def snapshots(request: HttpRequest) -> HttpResponse:
+    """What volumes and sandboxes held at some moment."""
+    return _page(request, "account/snapshots.html", "snapshots")
+
+
+@login_required
+@never_cache
+@require_GET
+def api_docs(request: HttpRequest) -> HttpResponse:
+    """REST, read and tried out: Swagger UI of our own static files in a page of ours."""
+    membership = membership_of(request)
+    if membership is None:
+        return nowhere(request)
+    docs = {
+        "schema": reverse("api-v1:openapi-json"),
+        "script": static("ninja/swagger-ui-bundle.js"),
+        "styles": static("ninja/swagger-ui.css"),
+    }
+    return render(request, "account/api.html", frame(request, "api", membership, docs=docs))
 
 
 @login_required
@@ -94,7 +127,8 @@ def _sandbox_page(request: HttpRequest, sandbox: str, action: str, template: str
             found = sandbox_get(actor=actor, public_id=sandbox, action=action, restorable=island == "details")
         except NotFound:
             continue
-        shown = frame(request, island, membership, sandbox=found.public_id, idle_minutes=config()["idle_minutes"])
+        usual = {name: config()[name] for name in ("idle_minutes", "checkpoint_minutes")}
+        shown = frame(request, island, membership, sandbox=found.public_id, **usual)
         return render(request, template, {"sandbox": found, **shown})
     raise Http404("There is no such sandbox, or it is not in an organization of yours.")
 

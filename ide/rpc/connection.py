@@ -6,7 +6,9 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +32,10 @@ MAX_CALLS = 2048
 """Calls of one connection that are not answered yet; more are refused."""
 MAX_RUNNING = 128
 """Calls of one connection that are carried out at a time, waits for processes and locks not counted."""
+HELD = 64 * 2**20
+"""Characters of calls that are not answered yet, beyond which a connection is not read; one alone may have more."""
+ROOM_SECONDS = 15.0
+"""For which it is not read. A call that has no room then is refused: the others may wait for what comes after it."""
 PY_MESSAGE = 2**20
 """The Python client closes its connection on a longer message."""
 
@@ -56,7 +62,7 @@ class Raw(str):
 class Connection:
     """The state of one socket. `send` waits while the client does not read, which is what bounds our memory.
 
-    `wake` brings a suspended sandbox back first; its errors are those of `ready`.
+    `wake` brings a suspended sandbox back first; its errors are those of `ready`. `asked` is that of a boot under way.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Connection:
         send: Callable[[str], Awaitable[None]],
         unnoticed: frozenset[str] = frozenset(),
         wake: Callable[[], Awaitable[object]] | None = None,
+        asked: asyncio.Event | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.actor = actor
@@ -89,21 +96,25 @@ class Connection:
         self.closing = False
         self._reason = ""
         self._calls: dict[asyncio.Task[None], Request] = {}
+        self._held = 0
+        self._answered = asyncio.Event()
         self._beside: set[asyncio.Task[Any]] = set()
         # A suspend before it is none of this connection's; None: the sandbox is still being brought back.
         self.since: datetime | None = None if wake else sandbox.state_since
-        self.ready: asyncio.Task[None] = background.spawn(self._await_guest(wake), name=f"ready {sandbox.public_id}")
+        self.ready: asyncio.Task[None] = background.spawn(
+            self._await_guest(wake, asked), name=f"ready {sandbox.public_id}"
+        )
         # Somebody may never call: an error nobody waits for is no news then.
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._session: asyncio.Task[GuestCall] | None = None
 
-    async def _await_guest(self, wake: Callable[[], Awaitable[object]] | None) -> None:
+    async def _await_guest(self, wake: Callable[[], Awaitable[object]] | None, asked: asyncio.Event | None) -> None:
         if wake is not None:
             try:
                 await wake()
             finally:
                 self.since = self.sandbox.state_since
-        await streams.guest_ready(sandbox=self.sandbox)
+        await streams.guest_ready(sandbox=self.sandbox, asked=asked)
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
@@ -120,15 +131,19 @@ class Connection:
             await self.send(malformed.reply)
             return
         if isinstance(message, Request):
-            await self._call(message)
+            await self._call(message, len(text))
         else:
             await self._notified(message)
 
-    async def _call(self, request: Request) -> None:
+    async def _call(self, request: Request, size: int) -> None:
+        room = await self._room(size)
         if self.closing:
             await self._answer_closing(request)
         elif len(self._calls) >= MAX_CALLS:
             await self.send(envelope.failure(request.id, errors.SERVER, f"more than {MAX_CALLS} calls at a time"))
+        elif not room:
+            said = f"more than {HELD >> 20} MiB of calls at a time"
+            await self.send(envelope.failure(request.id, errors.SERVER, said))
         elif (method := self.methods.get(request.method)) is None:
             await self.send(envelope.failure(request.id, errors.METHOD_NOT_FOUND, "Method not found"))
         else:
@@ -136,11 +151,31 @@ class Connection:
                 activity.note(self.sandbox)
             task = background.spawn(self._carry_out(request, method), name=f"rpc {request.method}")
             self._calls[task] = request
-            task.add_done_callback(lambda done: self._calls.pop(done, None))
+            self._held += size
+            task.add_done_callback(partial(self._forget_call, size))
             abort = request.params.get("abortId")
             if isinstance(abort, int) and request.method != "abort":
                 self.aborts[abort] = task
-                task.add_done_callback(lambda _done: self.aborts.pop(abort, None))
+                task.add_done_callback(lambda done: self.no_abort(abort, done))
+
+    async def _room(self, size: int) -> bool:
+        """Wait until the calls under way leave room for one more of that size; False if they do not in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROOM_SECONDS):
+                while self._held and self._held + size > HELD and not self.closing:
+                    self._answered.clear()
+                    await self._answered.wait()
+        return not self._held or self._held + size <= HELD
+
+    def _forget_call(self, size: int, task: asyncio.Task[None]) -> None:
+        self._calls.pop(task, None)
+        self._held -= size
+        self._answered.set()
+
+    def no_abort(self, abort: int, task: asyncio.Task[None]) -> None:
+        """That task is none any more that a client may give up by that id."""
+        if self.aborts.get(abort) is task:
+            del self.aborts[abort]
 
     async def _answer_closing(self, request: Request) -> None:
         if request.method == "processKill":

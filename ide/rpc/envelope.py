@@ -163,6 +163,11 @@ def stream_error(stream: int, value: dict[str, Json]) -> str:
     return notification("$sandbox.stream.error", {"streamId": stream, "error": value})
 
 
+def watcher_restart(watcher: str) -> str:
+    """A program that is watched was started anew."""
+    return notification("$sandbox.deno.watcher.restart", {"watcherId": watcher})
+
+
 def stream_cancel(stream: int) -> str:
     """We take no more of a stream of the client's."""
     return notification("$sandbox.stream.cancel", {"streamId": stream, "reason": None})

@@ -14,6 +14,7 @@ from typing import Any
 from sandboxes.errors import Invalid
 from sandboxes.quotas import DEFAULT_MEMORY_MB
 from sandboxes.secret_rules import WantedSecret
+from sandboxes.services.mounts import WantedMount
 
 
 class Dialect(StrEnum):
@@ -35,6 +36,8 @@ class Config:
     session: bool
     stop_at: datetime | None
     unlimited: bool
+    volumes: list[WantedMount]
+    root: str
     dialect: Dialect | None
 
 
@@ -66,7 +69,6 @@ def decode_config(header: str, *, now: datetime) -> Config:
         raise Invalid("the header x-deno-sandbox-config does not hold JSON", field="config") from None
     if not isinstance(config, dict):
         raise Invalid("the config is not an object", field="config")
-    _refuse_what_is_not_there(config)
     session, stop_at, unlimited = _lifetime(config, now)
     return Config(
         memory_mb=_integer(config, "memory_mb", DEFAULT_MEMORY_MB),
@@ -77,15 +79,34 @@ def decode_config(header: str, *, now: datetime) -> Config:
         session=session,
         stop_at=stop_at,
         unlimited=unlimited,
+        volumes=_volumes(config),
+        root=_root(config),
         dialect=_dialect(config),
     )
 
 
-def _refuse_what_is_not_there(config: dict[str, Any]) -> None:
-    # Starting without what was asked for would be worse than not starting
-    for key in ("root", "volumes"):
-        if config.get(key):
-            raise Invalid(f"{key!r} is not available on this server", field=key)
+def _root(config: dict[str, Any]) -> str:
+    given = config.get("root")
+    if not given:
+        return ""
+    if not isinstance(given, dict) or not isinstance(given.get("volume"), str):
+        raise Invalid("'root' is not an object with 'volume', an id or slug", field="root")
+    volume: str = given["volume"]
+    return volume
+
+
+def _volumes(config: dict[str, Any]) -> list[WantedMount]:
+    """An array of objects from JavaScript, from Python an object of paths."""
+    given = config.get("volumes") or []
+    pairs: list[tuple[object, object]] = []
+    if isinstance(given, dict):
+        pairs = [(volume, path) for path, volume in given.items()]
+    elif isinstance(given, list) and all(isinstance(one, dict) for one in given):
+        pairs = [(one.get("volume"), one.get("path")) for one in given]
+    found = [WantedMount(volume, path) for volume, path in pairs if isinstance(volume, str) and isinstance(path, str)]
+    if not isinstance(given, dict | list) or len(found) != len(given):
+        raise Invalid("'volumes' is neither an object of paths nor an array of volumes with paths", field="volumes")
+    return found
 
 
 def _dialect(config: dict[str, Any]) -> Dialect | None:

@@ -27,6 +27,8 @@ INSTALLED_APPS = [
     "django_vite",
     "csp",
     "axes",
+    # For its static files only: Swagger UI
+    "ninja",
     "channels",
     "sandboxes",
     "ide",
@@ -146,8 +148,11 @@ ATOLL: dict[str, Any] = {
     "region": ENV.region,
     "quota_concurrent": ENV.quota_concurrent,
     "idle_minutes": ENV.idle_minutes,
+    "checkpoint_minutes": ENV.checkpoint_minutes,
+    "checkpoints_kept": ENV.checkpoints_kept,
     "low_memory_mib": ENV.low_memory_mib,
     "stray_hours": ENV.stray_hours,
+    "audit_days": ENV.audit_days,
     "egress_days": ENV.egress_days,
     "egress_rows": ENV.egress_rows,
     "quota_vcpus": ENV.quota_vcpus,
@@ -164,6 +169,10 @@ ATOLL: dict[str, Any] = {
     "node_socket": ENV.node_socket,
     "node_key": ENV.node_key,
     "secrets_key": ENV.secrets_key,
+    "authority": ENV.authority,
+    "expose_domain": ENV.expose_domain,
+    "expose_public": ENV.expose_public,
+    "ssh_host": ENV.ssh_hostname,
 }
 
 from ide.settings.celery import *  # noqa: E402, F403

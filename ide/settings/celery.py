@@ -32,6 +32,8 @@ CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "sandboxes.reconcile", "schedule": 3.0, "options": {"expires": 6}},
     "deadlines": {"task": "sandboxes.deadlines", "schedule": 1.0, "options": {"expires": 3}},
     "usage": {"task": "sandboxes.usage", "schedule": 10.0, "options": {"expires": 20}},
+    "volumes": {"task": "sandboxes.volumes", "schedule": 10.0, "options": {"expires": 20}},
+    "checkpoints": {"task": "sandboxes.checkpoints", "schedule": 5.0, "options": {"expires": 10}},
     "egress": {"task": "sandboxes.egress", "schedule": 1.0, "options": {"expires": 2}},
     "egress-prune": {"task": "sandboxes.egress_prune", "schedule": 60.0, "options": {"expires": 60}},
     "spending": {"task": "sandboxes.spending", "schedule": 10.0, "options": {"expires": 20}},

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Set here and not in conftest.py, because mypy's Django plugin loads the settings as well.
-os.environ.setdefault("ATOLL_DATA", tempfile.mkdtemp(prefix="atoll-test-"))
+# Processes that this one starts use the same, and leave it to this one to remove it.
+if "ATOLL_DATA" not in os.environ:
+    os.environ["ATOLL_DATA"] = tempfile.mkdtemp(prefix="atoll-test-")
+    atexit.register(shutil.rmtree, os.environ["ATOLL_DATA"], ignore_errors=True)
 
 from ide.settings.base import *  # noqa: F403
 

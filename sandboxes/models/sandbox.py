@@ -51,7 +51,9 @@ class StopCause(models.TextChoices):
     LOW_MEMORY = "low_memory", "the host was short of memory"
     SPENDING_CAP = "spending_cap", "the organization's spending cap for this month is reached"
     HOST_OUT_OF_MEMORY = "host_out_of_memory", "the host ran out of memory and ended the machine"
+    MEMORY_LIMIT = "memory_limit", "the virtual machine's process reached its memory limit on the host"
     RESUME_FAILED = "resume_failed", "its saved memory could not be restored"
+    RECORD_UNREADABLE = "record_unreadable", "its host cannot read what it noted of the machine"
 
 
 class WebProcess(models.Model):
@@ -106,6 +108,10 @@ class Sandbox(models.Model):
     # Minutes without activity after which it is suspended. None: the installation's default; 0: never.
     idle_minutes = models.PositiveIntegerField(null=True)
     active_at = models.DateTimeField(null=True)
+    # Minutes after which a workspace that is used gets a checkpoint. None: the installation's default; 0: never.
+    checkpoint_minutes = models.PositiveIntegerField(null=True)
+    # When one was last begun by itself, which is its claim: whoever sets it takes it.
+    checkpoint_tried_at = models.DateTimeField(null=True)
     # A suspend that failed is not tried again at once for want of use.
     suspend_failed_at = models.DateTimeField(null=True)
 
@@ -124,6 +130,9 @@ class Sandbox(models.Model):
     deleted_at = models.DateTimeField(null=True)
     # The public id of the sandbox whose memory and disk it was copied from.
     forked_from = models.CharField(max_length=32, blank=True)
+    # What it boots from where that is not the image: a volume, which it writes to, or a snapshot; and its public id.
+    root = models.ForeignKey("sandboxes.Volume", null=True, on_delete=models.SET_NULL, related_name="rooted")
+    boots_from = models.CharField(max_length=32, blank=True)
 
     class Meta:
         """Constraints and indexes."""
@@ -131,7 +140,15 @@ class Sandbox(models.Model):
         indexes = [
             models.Index(fields=["organization", "-created_at"]),
             models.Index(fields=["state"]),
+            # Few of all rows: those of which something is kept on a host
+            models.Index(fields=["organization"], name="sandbox_kept", condition=models.Q(machine_removed=False)),
             models.Index(fields=["stop_at"]),
+            # Of an organization's many the ones that stopped last, until they are hidden
+            models.Index(
+                fields=["organization", "-stopped_at"],
+                name="sandbox_stopped_last",
+                condition=models.Q(state=SandboxState.STOPPED),
+            ),
         ]
 
     def __str__(self) -> str:

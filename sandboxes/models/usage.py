@@ -12,7 +12,7 @@ class UsageMeter(models.Model):
     """The last reading of one sandbox's machine; it moves on in the transaction that adds to the hours."""
 
     sandbox = models.OneToOneField(Sandbox, on_delete=models.CASCADE, primary_key=True, related_name="usage_meter")
-    # Grows with each reading: the condition of the UPDATE by which one of several workers wins.
+    # Grows with each reading.
     turn = models.PositiveBigIntegerField(default=0)
     measured_at = models.DateTimeField()
     in_memory = models.BooleanField(default=False)

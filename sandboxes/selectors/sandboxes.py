@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import islice
 
 from django.db.models import Q
 from django.utils import timezone
@@ -33,21 +34,25 @@ def sandbox_get(*, actor: Actor, public_id: str, action: str = "sandbox.view", r
 def sandbox_list(
     *, actor: Actor, active: bool = False, kind: str = "", labels: Mapping[str, str] | None = None, limit: int = 200
 ) -> list[Sandbox]:
-    """The organization's sandboxes, newest first: active ones, kept workspaces, and what stopped within a day."""
+    """The organization's sandboxes, newest first: all that are active or kept, and the `limit` that stopped last."""
     permissions.require(actor, "sandbox.view", actor.organization_id)
-    rows = Sandbox.objects.filter(organization_id=actor.organization_id).exclude(state=SandboxState.DELETED)
-    if active:
-        rows = rows.filter(state__in=states.ACTIVE)
-    else:
-        rows = rows.exclude(Q(state=SandboxState.STOPPED, kind=Kind.SANDBOX, stopped_at__lt=timezone.now() - SHOWN_FOR))
+    rows = Sandbox.objects.filter(organization_id=actor.organization_id)
     if kind:
         rows = rows.filter(kind=kind)
-    found = rows.order_by("-created_at")
-    if not labels:
-        return list(found[:limit])
+    over = Q(state=SandboxState.STOPPED, kind=Kind.SANDBOX)
+    # Of each of them something is on a host, which few of all rows have
+    there = rows.filter(machine_removed=False).exclude(over).exclude(state=SandboxState.DELETED)
+    if active:
+        there = there.filter(state__in=states.ACTIVE)
     # In Python, because a key may hold any character and each database has another syntax for JSON paths.
-    matching = (row for row in found if all(row.labels.get(key) == value for key, value in labels.items()))
-    return [row for row, _ in zip(matching, range(limit), strict=False)]
+    wanted = (labels or {}).items()
+    found = {row.pk: row for row in there if wanted <= row.labels.items()}
+    if not active:
+        # After the others: what stops in between is found twice rather than not at all
+        ended = rows.filter(over, stopped_at__gte=timezone.now() - SHOWN_FOR).order_by("-stopped_at")
+        matching = (row for row in (ended if wanted else ended[:limit]).iterator() if wanted <= row.labels.items())
+        found |= {row.pk: row for row in islice(matching, limit)}
+    return sorted(found.values(), key=lambda row: row.created_at, reverse=True)
 
 
 def sandbox_list_deleted(*, actor: Actor) -> list[Sandbox]:

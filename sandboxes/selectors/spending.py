@@ -8,7 +8,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from sandboxes.config import config
-from sandboxes.models import Organization, UsageHour
+from sandboxes.models import Organization, UsageHour, VolumeHour
 from sandboxes.prices import Prices, Spending, Use, month_of
 
 
@@ -31,6 +31,8 @@ def spending_of(*, organization: Organization, now: datetime | None = None) -> S
         memory_mib_seconds=Sum("memory_mib_seconds", default=0.0),
         disk_byte_seconds=Sum("disk_byte_seconds", default=0.0),
     )
+    volumes = VolumeHour.objects.filter(organization=organization, hour__gte=begins, hour__lt=ends)
+    found["disk_byte_seconds"] += volumes.aggregate(sum=Sum("byte_seconds", default=0.0))["sum"]
     return Spending(
         cap=organization.spending_cap,
         spent=prices().cost(Use(**found)).total,

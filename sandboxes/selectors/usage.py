@@ -8,13 +8,12 @@ from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from typing import Any
 
-from django.db.models import F, QuerySet, Sum
-from django.db.models.functions import TruncDay
+from django.db.models import F, Min, QuerySet, Sum
 from django.utils import timezone
 
 from sandboxes import permissions
 from sandboxes.errors import Invalid
-from sandboxes.models import Organization, Sandbox, UsageHour
+from sandboxes.models import Organization, Sandbox, UsageHour, Volume, VolumeHour
 from sandboxes.permissions import Actor
 from sandboxes.prices import Prices, Spending, Use, month_of
 from sandboxes.selectors.spending import prices, spending_of
@@ -22,6 +21,8 @@ from sandboxes.selectors.spending import prices, spending_of
 LONGEST = 400
 """Days one may ask for at a time."""
 LONGEST_BY_HOUR = 31
+PAGE = 500
+"""Lines of a table that are read at a time."""
 DEAREST = 100
 """Sandboxes that a report names; an organization may have made any number."""
 _SUMS = {name: Sum(name) for name in ("cpu_seconds", "memory_mib_seconds", "disk_byte_seconds")}
@@ -46,7 +47,10 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Use from the first day to the last, both included; of the dearest sandboxes each, of `others` together."""
+    """Use from the first day to the last, both included; of the dearest sandboxes each, of `others` together.
+
+    `volumes_use` is that of volumes and snapshots, which belong to no sandbox; `total` and `series` have it in.
+    """
 
     first: date
     last: date
@@ -56,6 +60,7 @@ class Report:
     sandboxes: list[tuple[Sandbox, Use]]
     others: int
     others_use: Use
+    volumes_use: Use
     prices: Prices
     spending: Spending
 
@@ -70,33 +75,38 @@ def usage_report(
     rows = _rows(actor, first, last)
     table = prices()
     total = _use({name: value or 0.0 for name, value in rows.aggregate(**_SUMS).items()})
+    volumes = _volume_rows(actor, first, last)
+    volumes_use = Use(disk_byte_seconds=volumes.aggregate(sum=Sum("byte_seconds", default=0.0))["sum"])
     sandboxes = _dearest(rows, table)
     others = rows.values("sandbox_id").distinct().count() - len(sandboxes) if len(sandboxes) == DEAREST else 0
     return Report(
         first=first,
         last=last,
         by=by,
-        total=total,
-        series=[] if by is By.SANDBOX else list(_series(rows, first, last, by, now)),
+        total=total + volumes_use,
+        series=[] if by is By.SANDBOX else list(_series(rows, volumes, first, last, by, now)),
         sandboxes=sandboxes,
         others=others,
         others_use=total.without(sum((use for _sandbox, use in sandboxes), Use())) if others else Use(),
+        volumes_use=volumes_use,
         prices=table,
         spending=spending_of(organization=Organization.objects.get(pk=actor.organization_id), now=now),
     )
 
 
-def usage_by_day(
-    *, actor: Actor, first: date | None = None, last: date | None = None
-) -> tuple[date, date, list[tuple[date, Sandbox, Use]]]:
-    """First day, last day, and what each sandbox used on each of them, for a table. Invalid."""
+def usage_days(*, actor: Actor, first: date | None = None, last: date | None = None) -> tuple[date, date]:
+    """The first and the last day of a table, by default from the month's first to today. Invalid."""
     permissions.require(actor, "usage.view", actor.organization_id)
-    first, last = _days(first, last, By.DAY, timezone.now())
-    days = TruncDay("hour", tzinfo=UTC)
-    found = list(_rows(actor, first, last).annotate(day=days).values("day", "sandbox_id").annotate(**_SUMS))
-    sandboxes = Sandbox.objects.in_bulk({row["sandbox_id"] for row in found})
-    lines = [(row["day"].date(), sandboxes[row["sandbox_id"]], _use(row)) for row in found]
-    return first, last, sorted(lines, key=lambda line: (line[0], line[1].pk))
+    return _days(first, last, By.DAY, timezone.now())
+
+
+def usage_of_day(*, actor: Actor, day: date, after: int = 0) -> list[tuple[Sandbox, Use]]:
+    """What each sandbox used on that day of UTC, by their keys: the first PAGE of those whose key is above `after`."""
+    permissions.require(actor, "usage.view", actor.organization_id)
+    rows = _rows(actor, day, day).filter(sandbox_id__gt=after)
+    found = list(rows.values("sandbox_id").annotate(**_SUMS).order_by("sandbox_id")[:PAGE])
+    sandboxes = Sandbox.objects.in_bulk([row["sandbox_id"] for row in found])
+    return [(sandboxes[row["sandbox_id"]], _use(row)) for row in found]
 
 
 def _days(first: date | None, last: date | None, by: By, now: datetime) -> tuple[date, date]:
@@ -111,9 +121,26 @@ def _days(first: date | None, last: date | None, by: By, now: datetime) -> tuple
     return first, last
 
 
+def usage_of_volumes(*, actor: Actor, day: date, after: int = 0) -> list[tuple[Volume, Use]]:
+    """What each volume and snapshot used on that day, as `usage_of_day`."""
+    permissions.require(actor, "usage.view", actor.organization_id)
+    rows = _volume_rows(actor, day, day).filter(volume_id__gt=after)
+    found = list(rows.values("volume_id").annotate(sum=Sum("byte_seconds")).order_by("volume_id")[:PAGE])
+    volumes = Volume.objects.in_bulk([row["volume_id"] for row in found])
+    return [(volumes[row["volume_id"]], Use(disk_byte_seconds=row["sum"])) for row in found]
+
+
+def _volume_rows(actor: Actor, first: date, last: date) -> QuerySet[VolumeHour]:
+    begin, end = _span(first, last)
+    return VolumeHour.objects.filter(organization_id=actor.organization_id, hour__gte=begin, hour__lt=end).order_by()
+
+
+def _span(first: date, last: date) -> tuple[datetime, datetime]:
+    return datetime.combine(first, time(), UTC), datetime.combine(last + timedelta(days=1), time(), UTC)
+
+
 def _rows(actor: Actor, first: date, last: date) -> QuerySet[UsageHour]:
-    begin = datetime.combine(first, time(), UTC)
-    end = datetime.combine(last + timedelta(days=1), time(), UTC)
+    begin, end = _span(first, last)
     return UsageHour.objects.filter(organization_id=actor.organization_id, hour__gte=begin, hour__lt=end).order_by()
 
 
@@ -126,14 +153,18 @@ def _dearest(rows: QuerySet[UsageHour], table: Prices) -> list[tuple[Sandbox, Us
     return [(sandboxes[row["sandbox_id"]], _use(row)) for row in found]
 
 
-def _series(rows: QuerySet[UsageHour], first: date, last: date, by: By, now: datetime) -> Iterable[Period]:
+def _series(
+    rows: QuerySet[UsageHour], volumes: QuerySet[VolumeHour], first: date, last: date, by: By, now: datetime
+) -> Iterable[Period]:
     step = timedelta(hours=1) if by is By.HOUR else timedelta(days=1)
     found: dict[datetime, Use] = {}
-    for row in rows.values("hour").annotate(**_SUMS):
-        begin = row["hour"] if by is By.HOUR else row["hour"].replace(hour=0)
-        found[begin] = found.get(begin, Use()) + _use(row)
-    begin = datetime.combine(first, time(), UTC)
-    end = datetime.combine(last + timedelta(days=1), time(), UTC)
+    hours = [(row["hour"], _use(row)) for row in rows.values("hour").annotate(**_SUMS)]
+    for row in volumes.values("hour").annotate(sum=Sum("byte_seconds")):
+        hours.append((row["hour"], Use(disk_byte_seconds=row["sum"])))
+    for hour, use in hours:
+        begin = hour if by is By.HOUR else hour.replace(hour=0)
+        found[begin] = found.get(begin, Use()) + use
+    begin, end = _span(first, last)
     while begin < end:
         over = min(step, max(timedelta(0), now - begin)).total_seconds()
         yield Period(begin, over, found.get(begin, Use()))
@@ -147,6 +178,9 @@ def _use(row: Mapping[str, Any]) -> Use:
 def usage_begins(*, actor: Actor) -> date | None:
     """The first day of the earliest month something is known of; None if nothing is."""
     permissions.require(actor, "usage.view", actor.organization_id)
-    rows = UsageHour.objects.filter(organization_id=actor.organization_id).order_by("hour")
-    hour = rows.values_list("hour", flat=True).first()
-    return month_of(hour)[0].date() if hour else None
+    firsts = [
+        kind.objects.filter(organization_id=actor.organization_id).aggregate(hour=Min("hour"))["hour"]
+        for kind in (UsageHour, VolumeHour)
+    ]
+    known = [hour for hour in firsts if hour is not None]
+    return month_of(min(known))[0].date() if known else None

@@ -15,10 +15,10 @@ from sandboxes.database import in_thread
 from sandboxes.errors import SecretsLocked
 from sandboxes.models import Sandbox, SandboxState, SecretDelivery
 from sandboxes.selectors.secrets import behind
-from sandboxes.services.egress import policy_now
-from sandboxes.services.secrets import Bundle, secrets_for_machine, secrets_given
+from sandboxes.services.egress import machine_told
+from sandboxes.services.secrets import Bundle
 from vm import background
-from vm.errors import MachineGone, VmError
+from vm.errors import VmError
 
 log = structlog.get_logger("atoll.secrets")
 
@@ -29,21 +29,8 @@ GUEST_SECONDS = 10.0
 
 
 async def secrets_push(*, sandbox: Sandbox) -> None:
-    """Tell its machine of its secrets as they are now, and its guest of their names. Repeatable. Any VmError of a node.
-
-    SecretsLocked. A machine that is not there yet, or no more, is told when it is started.
-    """
-    while True:
-        policy = await in_thread(policy_now, sandbox=sandbox)
-        bundle = await in_thread(secrets_for_machine, sandbox=sandbox)
-        try:
-            await runtime.node().machine_policy(sandbox.machine, policy, secrets=bundle.secrets)
-        except MachineGone:
-            return
-        told = await _tell_guest(sandbox, bundle)
-        # A change meanwhile may have been told by somebody else, and before this: the last word must be the newest
-        if not await in_thread(secrets_given, sandbox=sandbox, bundle=bundle, env=told):
-            return
+    """As `machine_told`, and its guest of their names. Repeatable. Any VmError of a node, SecretsLocked."""
+    await machine_told(sandbox=sandbox, guest=_tell_guest)
 
 
 async def secrets_push_or_later(*, sandbox: Sandbox) -> None:

@@ -7,7 +7,7 @@ told by the reconciler, which compares the digest of the policy that holds with 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from sandboxes.egress import check_patterns, policy_of
 from sandboxes.errors import Conflict, Invalid, SecretsLocked
 from sandboxes.models import Organization, Sandbox
 from sandboxes.permissions import Actor
-from sandboxes.services.secrets import secrets_for_machine, secrets_given
+from sandboxes.services.secrets import Bundle, secrets_for_machine, secrets_given
 from vm.api import EgressPolicy, policy_digest
 from vm.egress.policy import MAX_RULES
 from vm.errors import MachineGone, VmError
@@ -155,20 +155,31 @@ def _write(sandbox: Sandbox, actor: Actor, lists: _Lists, version: int | None) -
 
 async def network_push(*, sandbox: Sandbox) -> bool:
     """Have its machine hold to the policy of the rows. False if its node could not be told: the reconciler tells it."""
+    try:
+        return await machine_told(sandbox=sandbox)
+    except (VmError, SecretsLocked) as error:
+        log.warning("a machine could not be told its policy yet", sandbox=sandbox.public_id, error=str(error))
+        return False
+
+
+async def machine_told(*, sandbox: Sandbox, guest: Callable[[Sandbox, Bundle], Awaitable[bool]] | None = None) -> bool:
+    """Tell its machine of policy and secrets until both are those of the rows; False if they change all the time.
+
+    `guest` tells its guest of them, and answers whether it could. Repeatable. Any VmError of a node, SecretsLocked. A
+    machine that is not there yet, or no more, is told when it is started.
+    """
     policy = await in_thread(policy_now, sandbox=sandbox)
     for _ in range(ATTEMPTS):
+        bundle = await in_thread(secrets_for_machine, sandbox=sandbox)
         try:
             # A node is told both together, and the secrets that it is not told are revoked.
-            bundle = await in_thread(secrets_for_machine, sandbox=sandbox)
             await runtime.node().machine_policy(sandbox.machine, policy, secrets=bundle.secrets)
         except MachineGone:
-            return True  # it is told when it starts
-        except (VmError, SecretsLocked) as error:
-            log.warning("a machine could not be told its policy yet", sandbox=sandbox.public_id, error=str(error))
-            return False
-        # Of two who tell it at a time the one with the older policy may have come last
+            return True
+        env = guest is not None and await guest(sandbox, bundle)
+        # Of two who tell it at a time the one with what is older may have come last
         told, policy = policy, await in_thread(policy_now, sandbox=sandbox)
-        newer = await in_thread(secrets_given, sandbox=sandbox, bundle=bundle, env=False)
+        newer = await in_thread(secrets_given, sandbox=sandbox, bundle=bundle, env=env)
         if policy_digest(told) == policy_digest(policy) and not newer:
             return True
     return False
@@ -199,7 +210,7 @@ def _change_organization(
     check_patterns(allow_net, field="allow_net")
     check_patterns(deny_net, field="deny_net")
     with transaction.atomic():
-        organization = Organization.objects.select_for_update().get(pk=actor.organization_id)
+        organization = Organization.objects.select_for_update(no_key=True).get(pk=actor.organization_id)
         before = organization.allow_net, organization.deny_net
         organization.allow_net = None if allow_net is None else list(dict.fromkeys(allow_net))
         organization.deny_net = list(dict.fromkeys(deny_net))

@@ -38,6 +38,8 @@ MOST = 20
 """Denials of one sandbox that are told within that time (one more event says there are others); questions at a time."""
 TOLD_FOR = timedelta(days=1)
 
+type _Key = tuple[int, bool, str, int, str, str]
+
 
 async def egress_collect() -> None:
     """Take what the node has. Repeatable, also beside itself; does nothing while the node does not answer."""
@@ -107,19 +109,20 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
     """Events for new denials and alerts, and for what waits for an answer: as many as a person may want to read."""
     now = timezone.now()
     since = now - QUIET
-    found: dict[tuple[int, str, int, str], EgressRecord] = {}
+    found: dict[_Key, EgressRecord] = {}
     for record in records:
         if _is_told(sandboxes[record.sandbox_id], record, now):
-            found.setdefault((record.sandbox_id, record.host, record.port, record.rule), record)
+            found.setdefault(_key(record), record)
     if not found:
         return
-    told = EgressDenial.objects.filter(sandbox__in={key[0] for key in found}, at__gt=since)
+    told = EgressDenial.objects.filter(sandbox__in={record.sandbox_id for record in found.values()}, at__gt=since)
     # What waited in vain may be asked about again
     told = told.filter(Q(waits_until=None) | Q(waits_until__gt=now))
-    known = set(told.values_list("sandbox_id", "host", "port", "rule"))
-    counts = Counter((key[0], key[3] == ASKED) for key in known)
+    before = list(told)
+    known = {_key(row) for row in before}
+    counts = Counter(_budget(row) for row in before)
     for key, record in found.items():
-        alike = record.sandbox_id, record.rule == ASKED
+        alike = _budget(record)
         if key in known or counts[alike] > MOST:
             continue
         counts[alike] += 1
@@ -127,9 +130,8 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
         if counts[alike] > MOST:
             if record.rule == ASKED:
                 continue  # as many as this are questions enough
-            more = f"more than {MOST} hosts were denied in {QUIET.seconds // 60} minutes: its network page has them all"
             denial = EgressDenial(
-                sandbox=sandbox, kind=Kind.CONNECTION, at=record.at, host="", port=0, rule="", detail=more
+                sandbox=sandbox, kind=record.kind, at=record.at, host="", port=0, rule="", detail=_more(record)
             )
         else:
             denial = EgressDenial(
@@ -144,6 +146,25 @@ def _tell(sandboxes: dict[int, Sandbox], records: Sequence[EgressRecord]) -> Non
             )
         denial.save()
         audit.publish(organization_id=sandbox.organization_id, kind="denial", payload=denial_payload(sandbox, denial))
+
+
+def _key(row: EgressRecord | EgressDenial) -> _Key:
+    """Of what is told once in a while; each placeholder that goes astray is something of its own.
+
+    A denied connection and the request in it, which was read to explain that, are one thing.
+    """
+    alert = row.kind == Kind.ALERT
+    return row.sandbox_id, alert, row.host, row.port, row.rule, row.detail if alert else ""
+
+
+def _budget(row: EgressRecord | EgressDenial) -> tuple[int, bool, bool]:
+    """What is counted together: a guest could hide its alerts behind denials that it causes on purpose."""
+    return row.sandbox_id, row.rule == ASKED, row.kind == Kind.ALERT
+
+
+def _more(record: EgressRecord) -> str:
+    what = "alerts were raised" if record.kind == Kind.ALERT else "hosts were denied"
+    return f"more than {MOST} {what} in {QUIET.seconds // 60} minutes: its network page has them all"
 
 
 def _is_told(sandbox: Sandbox, record: EgressRecord, now: datetime) -> bool:

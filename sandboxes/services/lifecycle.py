@@ -1,17 +1,18 @@
-"""A sandbox from its creation to its end: the only module that writes sandbox rows.
+"""A sandbox from its first boot to its end.
 
-Suspending, resuming and forking is next door in suspension.py, by means of what is here. Rows change in short
-transactions of their own and the node is asked outside of them. Whatever dies between two steps leaves a row that
-sandboxes/reconcile.py settles.
+Its row is made in creation.py, and what people change of it is in changes.py; suspending, resuming and forking is in
+suspension.py, by means of what is here. Nothing else writes sandbox rows, and only retention.py drops them.
+
+Rows change in short transactions of their own and the node is asked outside of them. Whatever dies between two steps
+leaves a row that sandboxes/reconcile.py settles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import structlog
 from django.db import transaction
@@ -19,20 +20,18 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from sandboxes import audit, egress, events, ids, permissions, quotas, runtime, states, timeline
-from sandboxes.config import config
+from sandboxes import audit, events, permissions, runtime, states, timeline
 from sandboxes.database import in_thread
-from sandboxes.errors import Conflict, Invalid, NotFound, SecretsLocked, Unavailable
-from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause, TimelineEntry
+from sandboxes.errors import Conflict, NotFound, SecretsLocked, Unavailable
+from sandboxes.models import Kind, Sandbox, SandboxState, StopCause, TimelineEntry
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
-from sandboxes.quotas import Amount
-from sandboxes.secret_rules import WantedSecret
-from sandboxes.services import delivery, limits, secrets, usage
+from sandboxes.services import delivery, exposures, host_data, limits, mounts, secrets, usage
+from sandboxes.services.creation import require_room
 from sandboxes.services.egress import policy_now
 from sandboxes.services.secrets import Bundle
 from sandboxes.states import Move
 from vm import background
-from vm.api import Identity, MachineInfo, MachineSpec, MachineState
+from vm.api import Identity, MachineInfo, MachineSpec, MachineState, policy_digest
 from vm.errors import HostFull, ImageMissing, MachineExists, MachineGone, NodeUnreachable, VmError
 
 log = structlog.get_logger("atoll.lifecycle")
@@ -43,126 +42,30 @@ _OF_NODE = {
     MachineState.READY: SandboxState.RUNNING,
     MachineState.LOST: SandboxState.RUNNING,
 }
+HIDDEN_AT_ONCE = 5000
+"""Rows that one turn hides, each in a transaction of its own."""
 PURGE_MARGIN = timedelta(minutes=1)
 """By which the disk of a deleted workspace outlives the last moment at which it can be restored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What somebody wants a new sandbox to be. `held_by`: it ends with that connection.
-
-    `stop_at` None: a workspace has no deadline then, a sandbox that is no session the latest its organization allows,
-    and none where `unlimited` is asked for and allowed. `allow_net` None: what new sandboxes of its organization reach.
-    """
-
-    kind: Kind = Kind.SANDBOX
-    name: str = ""
-    memory_mb: int = quotas.DEFAULT_MEMORY_MB
-    labels: Mapping[str, str] = field(default_factory=dict)
-    env: Mapping[str, str] = field(default_factory=dict)
-    allow_net: Sequence[str] | None = None
-    secrets: Sequence[WantedSecret] = ()
-    deny_net: Sequence[str] = ()
-    stop_at: datetime | None = None
-    unlimited: bool = False
-    session: bool = False
-    held_by: UUID | None = None
-
-
-def sandbox_create(*, wanted: Wanted, actor: Actor) -> Sandbox:
-    """A queued row; `sandbox_boot` is the next step.
-
-    Forbidden; Invalid for values out of bounds; QuotaExceeded at the organization's limit; SecretsLocked.
-    """
-    permissions.require(actor, "sandbox.create", actor.organization_id)
-    quotas.check_memory(wanted.memory_mb)
-    quotas.check_name(wanted.name)
-    quotas.check_labels(wanted.labels)
-    quotas.check_env(wanted.env)
-    egress.check_patterns(wanted.allow_net, field="allow_net")
-    egress.check_patterns(wanted.deny_net, field="deny_net")
-    now = timezone.now()
-    if wanted.stop_at is not None and wanted.stop_at <= now:
-        raise Invalid("the time at which it is to stop lies in the past", field="stop_at_ms")
-    asked = Amount(sandboxes=1, vcpus=quotas.VCPUS, memory_mib=wanted.memory_mb, disk_gib=quotas.DISK_GIB)
-    with transaction.atomic():
-        organization = require_room(actor.organization_id, asked, new=True)
-        sandbox = sandbox_insert(
-            actor=actor,
-            kind=wanted.kind,
-            name=wanted.name,
-            memory_mb=wanted.memory_mb,
-            vcpus=quotas.VCPUS,
-            disk_gib=quotas.DISK_GIB,
-            labels=dict(wanted.labels),
-            env=dict(wanted.env),
-            allow_net=organization.allow_net if wanted.allow_net is None else list(wanted.allow_net),
-            deny_net=list(wanted.deny_net),
-            session=wanted.session,
-            held_by_id=wanted.held_by,
-            stop_at=_deadline(wanted, organization, now),
-        )
-        secrets.secrets_insert(sandbox=sandbox, wanted=wanted.secrets, actor=actor)
-    return sandbox
-
-
-def _deadline(wanted: Wanted, organization: Organization, now: datetime) -> datetime | None:
-    longest = limits.max_lifetime(organization)
-    if wanted.unlimited and longest is not None:
-        raise Invalid("this organization does not allow sandboxes without a deadline", field="timeout")
-    if longest is None or wanted.session or (wanted.stop_at is None and wanted.kind == Kind.WORKSPACE):
-        return wanted.stop_at
-    return min(wanted.stop_at or now + longest, now + longest)
-
-
-def sandbox_insert(*, actor: Actor, action: str = "sandbox.create", **fields: Any) -> Sandbox:
-    """A queued row with its audit, timeline and event; in the caller's transaction, who has checked everything."""
-    region: str = config()["region"]
-    sandbox = Sandbox.objects.create(
-        public_id=ids.sandbox_id(region),
-        organization_id=actor.organization_id,
-        region=region,
-        machine=ids.machine_id(),
-        creator_id=actor.user_id,
-        creator_name=actor.label[:150],
-        state_since=timezone.now(),
-        **fields,
-    )
-    audit.record(
-        actor=actor,
-        organization_id=actor.organization_id,
-        action=action,
-        target=sandbox.public_id,
-        kind=sandbox.kind,
-        memory_mb=sandbox.memory_mb,
-    )
-    events.publish_sandbox(sandbox)
-    timeline.record_created(sandbox=sandbox)
-    return sandbox
-
-
-def require_room(organization_id: int, asked: Amount, *, new: bool = False) -> Organization:
-    """The organization, locked, with room for what is asked for; `new`: beside what exists. QuotaExceeded.
-
-    To be called in the transaction that takes the place.
-    """
-    # Keeps two creates on PostgreSQL from both seeing the last place; SQLite's transaction is immediate anyway.
-    organization = Organization.objects.select_for_update().get(pk=organization_id)
-    limits.room_require(organization=organization, asked=asked, new=new)
-    return organization
-
-
 def sandbox_move(
-    *, sandbox: Sandbox, move: Move, actor: AnyActor, detail: Any = None, why: str = "", **fields: Any
+    *,
+    sandbox: Sandbox,
+    move: Move,
+    actor: AnyActor,
+    detail: Any = None,
+    why: str = "",
+    when: Q | None = None,
+    **fields: Any,
 ) -> bool:
     """Make the move in one conditional UPDATE, with event, timeline and audit; False if the row is elsewhere by now.
 
-    `why` is for people, `detail` for the audit.
+    `why` is for people, `detail` for the audit; `when` must be true of the row besides.
     """
     now = timezone.now()
     target = states.target(move)
     with transaction.atomic():
-        moved = Sandbox.objects.filter(pk=sandbox.pk, state__in=states.sources(move)).update(
+        moved = Sandbox.objects.filter(when or Q(), pk=sandbox.pk, state__in=states.sources(move)).update(
             state=target, state_since=now, **fields
         )
         sandbox.refresh_from_db()
@@ -175,6 +78,10 @@ def sandbox_move(
                 **(detail or {}),
             )
             events.publish_sandbox(sandbox)
+            if target in states.ENDED:
+                # What a person has exposed of a workspace is there again when it runs again
+                gone = target == SandboxState.DELETED or not states.can_start_again(sandbox.kind)
+                exposures.exposures_end(sandbox=sandbox, all_of_them=gone)
             timeline.record_move(sandbox=sandbox, move=move, actor=actor.label[:150], detail=why[:500])
     return bool(moved)
 
@@ -198,7 +105,10 @@ def sandbox_observe(*, sandbox: Sandbox, info: MachineInfo) -> None:
         case MachineState.STOPPED:
             sandbox_ended(sandbox=sandbox, cause=cause_of(info), detail=info.detail)
         case MachineState.SUSPENDED:
-            if sandbox.state == SandboxState.SUSPENDING or info.since > sandbox.state_since.timestamp():
+            news = info.since > sandbox.state_since.timestamp()
+            if sandbox.state == SandboxState.RESUMING and news:
+                sandbox_put_off(sandbox=sandbox, why=info.detail or "its host does not say why")
+            elif sandbox.state == SandboxState.SUSPENDING or news:
                 sandbox_suspended(sandbox=sandbox)
         case MachineState.SUSPENDING:
             pass  # it will be SUSPENDED or READY again
@@ -262,6 +172,19 @@ def sandbox_suspended(*, sandbox: Sandbox) -> bool:
     )
 
 
+def sandbox_put_off(*, sandbox: Sandbox, why: str) -> bool:
+    """It could not be resumed, and is suspended as before: somebody may try again."""
+    return sandbox_move(
+        sandbox=sandbox,
+        move=Move.PUT_OFF,
+        actor=SYSTEM,
+        why=why,
+        unresponsive=False,
+        queue_position=0,
+        note=f"could not be resumed: {why}"[:500],
+    )
+
+
 def sandbox_ended(*, sandbox: Sandbox, cause: StopCause, detail: str = "") -> bool:
     """The machine is gone. A cause that a stop under way has written down already stays."""
     fields: dict[str, Any] = {"stopped_at": timezone.now(), "unresponsive": False, "queue_position": 0}
@@ -270,28 +193,48 @@ def sandbox_ended(*, sandbox: Sandbox, cause: StopCause, detail: str = "") -> bo
     for name, value in (("stop_cause", cause), ("stop_detail", detail[:500]), ("stopped_by", SYSTEM.label)):
         fields[name] = Case(When(known, then=F(name)), default=Value(value))
     ended = sandbox_move(sandbox=sandbox, move=Move.END, actor=SYSTEM, detail={"seen": cause}, **fields)
-    if ended and sandbox.forked_from and sandbox.started_at is None and cause == StopCause.CREATE_DIED:
+    if ended and sandbox.forked_from and cause == StopCause.CREATE_DIED and _has_ended_once(sandbox):
         # The copy was never made: there is nothing it could be started from.
         sandbox_move(sandbox=sandbox, move=Move.DELETE, actor=SYSTEM, deleted_at=None)
     return ended
 
 
-async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
-    """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError."""
+def _has_ended_once(sandbox: Sandbox) -> bool:
+    return TimelineEntry.objects.filter(sandbox=sandbox, state=SandboxState.STOPPED).count() == 1
+
+
+def sandbox_lost(*, sandbox: Sandbox) -> None:
+    """The node does not know its machine. It is not gone where the node has another data directory than before."""
+    if not host_data.host_data_trouble():
+        sandbox_ended(sandbox=sandbox, cause=StopCause.MACHINE_LOST)
+
+
+async def sandbox_boot(*, sandbox: Sandbox, asked: asyncio.Event | None = None) -> Sandbox:
+    """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError.
+
+    `asked` is set once the node knows the machine, or will not be asked any more.
+    """
+    asked = asked or asyncio.Event()
     try:
+        await in_thread(host_data.host_data_require)
         spec, bundle = await in_thread(machine_wanted, sandbox)
         info = await runtime.node().machine_start(spec, secrets=bundle.secrets)
-        await secrets_given(sandbox, bundle, env=True)
+        asked.set()
+        await machine_given(sandbox, spec, bundle, env=True)
         await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
         # A second boot of the same row: the first one, or the reconciler, follows the machine.
         pass
     except MachineGone:
-        await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.MACHINE_LOST)
+        await in_thread(sandbox_lost, sandbox=sandbox)
     except HostFull as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.NO_CAPACITY, detail=error.detail)
     except ImageMissing as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=error.detail)
+    except Unavailable as error:
+        # Its disk is in the directory from before; if it has a machine already, the reconciler goes on with that
+        if sandbox.state == SandboxState.QUEUED:
+            await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.NO_CAPACITY, detail=error.message)
     except SecretsLocked as error:
         # Without what it was promised it would fail later, and nobody would see why.
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=error.message)
@@ -303,6 +246,8 @@ async def sandbox_boot(*, sandbox: Sandbox) -> Sandbox:
             )
     except VmError as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=str(error))
+    finally:
+        asked.set()
     return sandbox
 
 
@@ -317,10 +262,16 @@ async def sandbox_follow(*, sandbox: Sandbox, info: MachineInfo) -> None:
     await in_thread(sandbox_observe, sandbox=sandbox, info=info)
 
 
-async def secrets_given(sandbox: Sandbox, bundle: Bundle, *, env: bool) -> None:
-    """Note that a new machine has its secrets, and tell it of what changed while it was being made."""
-    if await in_thread(secrets.secrets_given, sandbox=sandbox, bundle=bundle, env=env):
-        background.spawn(delivery.secrets_push_or_later(sandbox=sandbox), name=f"secrets of {sandbox.public_id}")
+async def machine_given(sandbox: Sandbox, spec: MachineSpec, bundle: Bundle, *, env: bool) -> None:
+    """Note that a new machine has its policy and secrets, and tell it of what changed while it was being made."""
+
+    def behind() -> bool:
+        newer = secrets.secrets_given(sandbox=sandbox, bundle=bundle, env=env)
+        return newer or policy_digest(spec.policy) != policy_digest(policy_now(sandbox=sandbox))
+
+    if await in_thread(behind):
+        # Whoever changed it was told that it holds once the machine is there
+        await delivery.secrets_push_or_later(sandbox=sandbox)
 
 
 def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
@@ -334,6 +285,8 @@ def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
         # Where a variable and a secret have one name the secret wins.
         identity=Identity(hostname=_hostname(sandbox), env={**sandbox.env, **bundle.env}),
         policy=policy_now(sandbox=sandbox),
+        volumes=mounts.mounts_for_machine(sandbox=sandbox),
+        root=sandbox.root.disk if sandbox.root else "",
     )
     return spec, bundle
 
@@ -343,9 +296,11 @@ def _hostname(sandbox: Sandbox) -> str:
     return name[:40].strip("-") or sandbox.public_id.rsplit("_", 1)[-1]
 
 
-def sandbox_boot_beside(*, sandbox: Sandbox) -> None:
-    """`sandbox_boot` beside the caller, on the running event loop."""
-    background.spawn(sandbox_boot(sandbox=sandbox), name=f"boot {sandbox.public_id}")
+def sandbox_boot_beside(*, sandbox: Sandbox) -> asyncio.Event:
+    """`sandbox_boot` beside the caller, on the running event loop: its `asked`."""
+    asked = asyncio.Event()
+    background.spawn(sandbox_boot(sandbox=sandbox, asked=asked), name=f"boot {sandbox.public_id}")
+    return asked
 
 
 async def sandbox_stop(
@@ -355,10 +310,11 @@ async def sandbox_stop(
     cause: StopCause = StopCause.REQUESTED,
     detail: str = "",
     beside: bool = True,
+    when: Q | None = None,
 ) -> Sandbox:
     """Mark it stopping, with who and why, and end its machine: `beside` the caller, or before returning.
 
-    Repeatable: one that is stopping or stopped is returned as it is.
+    Repeatable: one that is stopping or stopped is returned as it is, and so is one of which `when` is not true.
     """
     if not isinstance(actor, System):
         permissions.require(actor, "sandbox.stop", sandbox.organization_id)
@@ -368,6 +324,7 @@ async def sandbox_stop(
         move=Move.STOP,
         actor=actor,
         detail={"cause": cause},
+        when=when,
         stop_cause=cause,
         stop_detail=detail[:500],
         stopped_by=actor.label[:150],
@@ -380,12 +337,16 @@ async def sandbox_stop(
 
 
 async def sandbox_stop_finish(*, sandbox: Sandbox) -> None:
-    """End the machine of a stopping row and write the end down. Repeatable; the reconciler repeats what failed."""
+    """End the machine of a stopping row and write the end down. Repeatable; the reconciler repeats what failed.
+
+    Where the node has another data directory than before, a machine that it does not know is no end: the row waits.
+    """
     try:
         info = await runtime.node().machine_stop(sandbox.machine)
         await in_thread(usage.usage_measure, sandbox=sandbox, info=info)
     except MachineGone:
-        pass
+        if await in_thread(host_data.host_data_trouble):
+            return
     except VmError as error:
         log.warning("machine could not be stopped yet", sandbox=sandbox.public_id, error=str(error))
         return
@@ -394,13 +355,17 @@ async def sandbox_stop_finish(*, sandbox: Sandbox) -> None:
 
 
 async def sandbox_clean(*, sandbox: Sandbox) -> None:
-    """Have the node forget the machine of a row that needs it no more, disk and all. Repeatable."""
+    """Have the node forget the machine of a row that needs it no more, disk and all. Repeatable.
+
+    As with a stop, what a node with another data directory does not know is not taken for removed.
+    """
     if sandbox.machine_removed or not is_waste(sandbox):
         return
     try:
         await runtime.node().machine_forget(sandbox.machine)
     except MachineGone:
-        pass
+        if await in_thread(host_data.host_data_trouble):
+            return
     except VmError as error:
         log.warning("machine could not be removed yet", sandbox=sandbox.public_id, error=str(error))
         return
@@ -408,9 +373,9 @@ async def sandbox_clean(*, sandbox: Sandbox) -> None:
 
 
 def sandbox_removed(*, sandbox: Sandbox) -> None:
-    """Nothing of its machine is left on the node. Repeatable."""
+    """Nothing of its machine is left on the node, and no variable is needed any more. Repeatable."""
     with transaction.atomic():
-        removed = Sandbox.objects.filter(pk=sandbox.pk, machine_removed=False).update(machine_removed=True)
+        removed = Sandbox.objects.filter(pk=sandbox.pk, machine_removed=False).update(machine_removed=True, env={})
         sandbox.refresh_from_db()
         secrets.secrets_forget(sandbox=sandbox)
         if removed and states.can_start_again(sandbox.kind):
@@ -434,6 +399,7 @@ def sandbox_start(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
         raise Conflict("a sandbox is gone when it stops; only a workspace can be started again", state=sandbox.state)
     with transaction.atomic():
         require_room(sandbox.organization_id, limits.to_run(sandbox))
+        mounts.mounts_require(sandbox=sandbox)
         if not sandbox_move(
             sandbox=sandbox,
             move=Move.START,
@@ -471,7 +437,10 @@ async def sandbox_delete(*, sandbox: Sandbox, actor: Actor) -> None:
 
 
 def sandbox_restore(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
-    """Bring a deleted workspace back as a stopped one, on its disk. NotFound once that is removed; Conflict."""
+    """Bring a deleted workspace back as a stopped one, on its disk. NotFound once that is removed; Conflict.
+
+    It asks for no room: its disk has counted all the time.
+    """
     permissions.require(actor, "sandbox.restore", sandbox.organization_id)
     if sandbox.state != SandboxState.DELETED:
         raise Conflict(f"it is {sandbox.state}, not deleted", state=sandbox.state)
@@ -482,86 +451,13 @@ def sandbox_restore(*, sandbox: Sandbox, actor: Actor) -> Sandbox:
     return sandbox
 
 
-class Unchanged:
-    """Stands for a value that stays as it is, where None means something."""
-
-
-UNCHANGED = Unchanged()
-
-
-def sandbox_change(
-    *,
-    sandbox: Sandbox,
-    actor: Actor,
-    name: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    idle_minutes: int | Unchanged | None = UNCHANGED,
-) -> Sandbox:
-    """Give it another name, other labels, another time after which it is suspended for want of use."""
-    permissions.require(actor, "sandbox.use", sandbox.organization_id)
-    fields: dict[str, Any] = {}
-    if name is not None:
-        quotas.check_name(name)
-        fields["name"] = name.strip()
-    if labels is not None:
-        quotas.check_labels(labels)
-        fields["labels"] = dict(labels)
-    if not isinstance(idle_minutes, Unchanged):
-        quotas.check_idle_minutes(idle_minutes or 0)
-        fields["idle_minutes"] = idle_minutes
-    if fields:
-        with transaction.atomic():
-            sandbox_update(sandbox=sandbox, **fields)
-            if labels is not None:
-                secrets.secrets_relabelled(sandbox=sandbox)
-            audit.record(
-                actor=actor,
-                organization_id=sandbox.organization_id,
-                action="sandbox.change",
-                target=sandbox.public_id,
-                **fields,
-            )
-    return sandbox
-
-
-def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> datetime:
-    """The deadline after the request: never earlier than before, never further away than the organization's limit.
-
-    A session sandbox gets no deadline by it; what is returned is then only the time that was promised.
-    Conflict when it has ended.
-    """
-    permissions.require(actor, "sandbox.extend", sandbox.organization_id)
-    now = timezone.now()
-    if stop_at <= now:
-        raise Invalid("the new deadline lies in the past", field="stop_at_ms")
-    with transaction.atomic():
-        sandbox = Sandbox.objects.select_for_update(of=("self",)).select_related("organization").get(pk=sandbox.pk)
-        longest = limits.max_lifetime(sandbox.organization)
-        wanted = stop_at if longest is None else min(stop_at, now + longest)
-        if sandbox.state not in states.ALIVE:
-            raise Conflict(f"it is {sandbox.state}", state=sandbox.state)
-        if sandbox.stop_at is None:
-            return wanted
-        later = max(sandbox.stop_at, wanted)
-        sandbox_update(sandbox=sandbox, stop_at=later)
-        timeline.record_happening(
-            sandbox=sandbox, text=f"Its deadline is now {later:%Y-%m-%d %H:%M:%S} UTC", actor=actor.label[:150]
-        )
-        audit.record(
-            actor=actor,
-            organization_id=sandbox.organization_id,
-            action="sandbox.extend",
-            target=sandbox.public_id,
-            stop_at=later.isoformat(),
-        )
-    return later
-
-
 def sandboxes_hide(*, stopped_before: datetime) -> None:
-    """Hide sandboxes of which nothing has been left for a while; workspaces stay."""
-    Sandbox.objects.filter(
+    """Hide sandboxes of which nothing has been left for a while, at most HIDDEN_AT_ONCE; workspaces stay."""
+    rows = Sandbox.objects.filter(
         kind=Kind.SANDBOX, state=SandboxState.STOPPED, machine_removed=True, stopped_at__lt=stopped_before
-    ).update(state=SandboxState.DELETED)
+    )
+    for sandbox in rows.order_by("stopped_at")[:HIDDEN_AT_ONCE]:
+        sandbox_move(sandbox=sandbox, move=Move.DELETE, actor=SYSTEM, detail={"why": "nothing of it was left"})
 
 
 def sandboxes_used(*, seen: Mapping[int, datetime]) -> None:

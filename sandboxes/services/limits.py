@@ -13,7 +13,7 @@ from django.utils import timezone
 from sandboxes import audit, quotas, states
 from sandboxes.config import config
 from sandboxes.errors import Invalid, NotFound
-from sandboxes.models import Kind, Organization, Sandbox, SandboxState
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState, Volume, VolumeKind
 from sandboxes.permissions import SYSTEM
 from sandboxes.quotas import Amount, Limits
 from sandboxes.selectors.spending import spending_of
@@ -52,7 +52,7 @@ def max_lifetime(organization: Organization) -> timedelta | None:
 
 
 def in_use(organization: Organization) -> Amount:
-    """What the organization's sandboxes take now; a workspace's disk counts until it is deleted."""
+    """What the organization's sandboxes take now; a workspace's disk counts until it is removed from its host."""
     active = Q(state__in=states.ACTIVE)
     kept = Q(kind=Kind.WORKSPACE) | ~Q(state=SandboxState.STOPPED)
     # By the index of states: most rows are those of sandboxes that are long gone.
@@ -63,7 +63,22 @@ def in_use(organization: Organization) -> Amount:
         memory_mib=Sum("memory_mb", filter=active, default=0),
         disk_gib=Sum("disk_gib", filter=kept, default=0),
     )
-    return Amount(**found)
+    # A deleted one keeps its disk for as long as it can be restored, which therefore asks for nothing more.
+    deleted = Sandbox.objects.filter(
+        organization=organization, state=SandboxState.DELETED, kind=Kind.WORKSPACE, machine_removed=False
+    ).aggregate(disk_gib=Sum("disk_gib", default=0))
+    # Volumes may grow to what they were made for; a snapshot never grows.
+    kept_volumes = Volume.objects.filter(organization=organization, removed=False).aggregate(
+        capacity=Sum("capacity", filter=Q(kind=VolumeKind.VOLUME), default=0),
+        snapshots=Sum("allocated", filter=~Q(kind=VolumeKind.VOLUME), default=0),
+    )
+    volumes = gib(kept_volumes["capacity"] + kept_volumes["snapshots"])
+    return Amount(**{**found, "disk_gib": found["disk_gib"] + deleted["disk_gib"] + volumes})
+
+
+def gib(size: int) -> int:
+    """Bytes as GiB, rounded up."""
+    return -(-size // 2**30)
 
 
 def to_run(sandbox: Sandbox) -> Amount:
@@ -98,7 +113,7 @@ def limits_set(*, slug: str, changes: Mapping[str, int | None]) -> Organization:
         if value is not None and not 0 <= value <= LARGEST:
             raise Invalid(f"{name} is {value}: it must be from 0 to {LARGEST}", field=name)
     with transaction.atomic():
-        organization = Organization.objects.select_for_update().filter(slug=slug).first()
+        organization = Organization.objects.select_for_update(no_key=True).filter(slug=slug).first()
         if organization is None:
             raise NotFound(f"there is no organization {slug[:40]!r}")
         for name, value in changes.items():
@@ -127,7 +142,13 @@ def limits_shown(organization: Organization) -> list[Line]:
         ("quota_concurrent", "Sandboxes running at a time", limits.concurrent, "", used.sandboxes),
         ("quota_vcpus", "vCPUs of running sandboxes", limits.vcpus, "", used.vcpus),
         ("quota_memory_mib", "Memory of running sandboxes", limits.memory_mib, " MiB", used.memory_mib),
-        ("quota_disk_gib", "Disks of workspaces and running sandboxes", limits.disk_gib, " GiB", used.disk_gib),
+        (
+            "quota_disk_gib",
+            "Disks of workspaces and volumes, also deleted ones until they are removed, and of running sandboxes",
+            limits.disk_gib,
+            " GiB",
+            used.disk_gib,
+        ),
         ("quota_creates_per_minute", "Sandboxes created within a minute", limits.creates_per_minute, "", None),
         ("max_lifetime", "Furthest deadline of a sandbox", limits.max_lifetime, " s", None),
     ]

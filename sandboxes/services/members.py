@@ -34,7 +34,9 @@ def member_invite(*, actor: Actor, email: str, role: Role) -> tuple[Membership, 
         raise Invalid("this is not an email address", field="email") from None
     with transaction.atomic():
         # Locked, because two organizations must not invite the same newcomer at once.
-        user = User.objects.select_for_update().filter(email=address).first() or User.objects.create_user(address)
+        user = User.objects.select_for_update(no_key=True).filter(email=address).first() or User.objects.create_user(
+            address
+        )
         _require_no_other_inviter(user, actor.organization_id)
         membership, made = Membership.objects.get_or_create(
             organization_id=actor.organization_id, user=user, defaults={"role": role}
@@ -108,7 +110,7 @@ def member_remove(*, actor: Actor, member_id: int) -> None:
 
 def _locked(actor: Actor, member_id: int) -> Membership:
     # Every change of members of one organization waits for the others, or two owners could remove each other.
-    Organization.objects.select_for_update().get(pk=actor.organization_id)
+    Organization.objects.select_for_update(no_key=True).get(pk=actor.organization_id)
     membership = (
         Membership.objects.select_related("user").filter(pk=member_id, organization_id=actor.organization_id).first()
     )

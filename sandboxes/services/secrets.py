@@ -16,11 +16,12 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from sandboxes import audit, crypto, ids, permissions, secret_rules, states, timeline
-from sandboxes.errors import Conflict, NotFound, SecretsLocked
+from sandboxes.errors import Conflict, Invalid, NotFound, SecretsLocked
 from sandboxes.models import Organization, Sandbox, SandboxState, Secret, SecretDelivery, SecretPlaceholder
 from sandboxes.permissions import Actor
 from sandboxes.secret_rules import WantedSecret
 from sandboxes.selectors.secrets import effective, meant_for
+from sandboxes.services.app_variables import variables_reseal
 from vm import api
 
 BATCH = 100
@@ -68,8 +69,11 @@ def secrets_insert(*, sandbox: Sandbox, wanted: Sequence[WantedSecret], actor: A
 
     Invalid, QuotaExceeded, SecretsLocked.
     """
+    names = [one.name for one in wanted]
     for one in wanted:
         secret_rules.check_secret(one)
+        if names.count(one.name) > 1:
+            raise Invalid(f"there are several secrets with the name {one.name}", field="secrets")
     if wanted:
         _insert(actor=actor, sandbox=sandbox, wanted=wanted)
 
@@ -203,7 +207,7 @@ def secrets_prune() -> None:
 
 
 def secrets_reseal() -> int:
-    """Seal everything with the present key that another one has sealed, in batches; how many. Repeatable.
+    """Seal everything with the present key that another one has sealed, apps' variables as well; how many. Repeatable.
 
     SecretsLocked if one cannot be opened: all others are sealed anew by then.
     """
@@ -229,6 +233,10 @@ def secrets_reseal() -> int:
             if not rows:
                 break
             after = rows[-1].pk
+        with transaction.atomic():
+            _lock(organization)
+            done, error_of_variables = variables_reseal(organization_id=organization)
+        count, failed = count + done, error_of_variables or failed
     if failed is not None:
         raise failed
     return count
@@ -291,7 +299,7 @@ def _action(sandbox: Sandbox | None) -> str:
 
 
 def _lock(organization_id: int) -> None:
-    Organization.objects.select_for_update().get(pk=organization_id)
+    Organization.objects.select_for_update(no_key=True).get(pk=organization_id)
 
 
 def _locked(secret_id: str, actor: Actor) -> Secret:

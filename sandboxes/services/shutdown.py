@@ -23,7 +23,7 @@ SUSPEND_SECONDS = 12.0
 ALL_SECONDS = 30.0
 """After which none is suspended any more: the supervisor does not wait for ever (ide/installation.py)."""
 COMING_SECONDS = 5.0
-"""For which one that is being resumed is waited for: stopping it would lose the memory it was to go on with."""
+"""For which one that is being resumed is waited for, to have its new memory saved rather than go on from the old."""
 
 
 async def all_to_rest() -> Counter[str]:
@@ -37,12 +37,14 @@ async def all_to_rest() -> Counter[str]:
             detail = ""
             if not sandbox.session:
                 detail = await _suspend(sandbox, min(SUSPEND_SECONDS, latest - loop.time()))
-            if sandbox.state != SandboxState.SUSPENDED:
+            # What is still being resumed has its memory on disk as before, where the next start finds it
+            if sandbox.state not in (SandboxState.SUSPENDED, SandboxState.RESUMING):
                 await lifecycle.sandbox_stop(
                     sandbox=sandbox, actor=SYSTEM, cause=StopCause.HOST_SHUTDOWN, detail=detail, beside=False
                 )
         # One whose host is silent is stopping still: it runs on until the next start settles it.
-        return SandboxState.RUNNING if sandbox.state == SandboxState.STOPPING else sandbox.state
+        shown = {SandboxState.STOPPING: SandboxState.RUNNING, SandboxState.RESUMING: SandboxState.SUSPENDED}
+        return shown.get(SandboxState(sandbox.state), SandboxState(sandbox.state))
 
     return Counter(await asyncio.gather(*(rest(row) for row in await in_thread(_active))))
 

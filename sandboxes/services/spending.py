@@ -18,13 +18,15 @@ from sandboxes.models import Organization, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor
 from sandboxes.prices import Spending, SpendingLevel, exact, money
 from sandboxes.selectors.spending import spending_of
-from sandboxes.services import lifecycle, suspension
+from sandboxes.services import host_data, lifecycle, suspension
 
 log = structlog.get_logger("atoll.spending")
 
 LARGEST = Decimal("9999999999.99")
 AT_ONCE = 4
 """Machines ended at a time: each flushes its disk."""
+MOMENT = 5.0
+"""Seconds for which a turn waits for one of them: the node ends it alone, and the reconciler sees what came of it."""
 
 
 def spending_payload(spending: Spending) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def spending_cap_set(*, actor: Actor, cap: Decimal | None) -> Spending:
     if cap is not None and not (cap.is_finite() and 0 <= cap <= LARGEST and cap == money(cap)):
         raise Invalid(f"a cap is an amount from 0 to {LARGEST} with at most two decimal places", field="spending_cap")
     with transaction.atomic():
-        organization = Organization.objects.select_for_update().get(pk=actor.organization_id)
+        organization = Organization.objects.select_for_update(no_key=True).get(pk=actor.organization_id)
         before, organization.spending_cap = organization.spending_cap, cap
         organization.save(update_fields=["spending_cap"])
         audit.record(
@@ -64,14 +66,30 @@ def spending_cap_set(*, actor: Actor, cap: Decimal | None) -> Spending:
 
 
 async def spending_enforce(*, now: datetime | None = None) -> None:
-    """Tell of caps that are near or reached, and halt what runs beyond one. Repeatable, also beside itself."""
+    """Tell of caps that are near or reached, and halt what runs beyond one. Repeatable, also beside itself.
+
+    Does nothing while the node has another data directory than rows are about.
+    """
+    if await in_thread(host_data.host_data_trouble):
+        return
     places = asyncio.Semaphore(AT_ONCE)
 
     async def halt(sandbox: Sandbox) -> None:
         async with places:
-            await _halt(sandbox)
+            # It waited for its place: the cap may have been raised meanwhile
+            if await in_thread(_is_reached, sandbox.organization_id, now):
+                try:
+                    async with asyncio.timeout(MOMENT):
+                        await _halt(sandbox)
+                except TimeoutError:
+                    log.info("still being halted", sandbox=sandbox.public_id)
 
     await asyncio.gather(*(halt(sandbox) for sandbox in await in_thread(_beyond, now)))
+
+
+def _is_reached(organization: int, now: datetime | None) -> bool:
+    found = Organization.objects.get(pk=organization)
+    return spending_of(organization=found, now=now).level is SpendingLevel.REACHED
 
 
 def _beyond(now: datetime | None) -> list[Sandbox]:
@@ -93,7 +111,9 @@ def _beyond(now: datetime | None) -> list[Sandbox]:
 
 async def _halt(sandbox: Sandbox) -> None:
     # What can go on later does; a session would have lost its connection, and a silent agent cannot be asked.
+    # Where its memory could not be saved the cap holds all the same: it is stopped, and a workspace keeps its disk.
     suspends = sandbox.state == SandboxState.RUNNING and not sandbox.session and not sandbox.unresponsive
+    suspends = suspends and not suspension.failed_lately(sandbox)
     halt = suspension.sandbox_suspend if suspends else lifecycle.sandbox_stop
     try:
         await halt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from types import TracebackType
 from typing import Any
@@ -145,13 +145,18 @@ async def guest_call(
         raise Unavailable(f"the sandbox's machine cannot be reached: {error}") from error
 
 
-async def guest_ready(*, sandbox: Sandbox, timeout: float = 300) -> None:
+async def guest_ready(*, sandbox: Sandbox, timeout: float = 300, asked: asyncio.Event | None = None) -> None:
     """Return once the guest answers. NotRunning with the reason if it will not, Unavailable after `timeout` seconds.
 
-    It resumes nothing: one that is suspended will not answer, and Suspended says so at once.
+    It resumes nothing: one that is suspended will not answer, and Suspended says so at once. `asked`: that of the
+    boot which is under way here, before which the node does not know the machine.
     """
     node = runtime.node()
     deadline = time.monotonic() + timeout
+    if asked is not None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await asked.wait()
     while (left := deadline - time.monotonic()) > 0:
         await in_thread(sandbox.refresh_from_db)
         if (gone := _gone(sandbox)) is not None:
@@ -230,6 +235,24 @@ async def guest_resources(*, sandbox: Sandbox, actor: Actor) -> dict[str, Any]:
         "load": [_number(value) for value in load[:3]] if isinstance(load, list) else [],
         "cpu_seconds": round(info.cpu_seconds, 3),
     }
+
+
+async def guest_ports(*, sandbox: Sandbox, actor: Actor) -> list[dict[str, Any]]:
+    """What its programs listen on, as its agent says: `{"port", "address", "command"}`. NotRunning, Unavailable."""
+    permissions.require(actor, "sandbox.use", sandbox.organization_id)
+    if sandbox.state != SandboxState.RUNNING:
+        raise _not_running(sandbox)
+    try:
+        async with asyncio.timeout(10), await guest_call(sandbox=sandbox, method="port.list", actor=SYSTEM) as call:
+            said = await call.reply()
+    except (TimeoutError, GuestFailed, GuestInvalid, GuestUnknown) as error:
+        raise Unavailable(f"the machine's agent does not say: {error}") from error
+    found = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+    return [
+        {"port": port, "address": str(one.get("address"))[:64], "command": str(one.get("command") or "")[:64]}
+        for one in found[:500]
+        if isinstance(port := one.get("port"), int) and 0 < port < 65_536
+    ]
 
 
 def _number(value: Any) -> float:

@@ -20,17 +20,18 @@ from sandboxes.errors import Conflict, SecretsLocked, Unavailable
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.permissions import SYSTEM, Actor, AnyActor, System
 from sandboxes.quotas import Amount
-from sandboxes.services import delivery, limits, secrets, usage
+from sandboxes.services import delivery, limits, mounts, secrets, usage
+from sandboxes.services.creation import require_room, sandbox_insert
 from sandboxes.services.lifecycle import (
+    machine_given,
     machine_wanted,
-    require_room,
     sandbox_ended,
     sandbox_follow,
-    sandbox_insert,
+    sandbox_lost,
     sandbox_move,
     sandbox_observe,
+    sandbox_put_off,
     sandbox_suspended,
-    secrets_given,
 )
 from sandboxes.states import Move
 from vm import background
@@ -41,6 +42,8 @@ log = structlog.get_logger("atoll.suspension")
 
 SAVING_SECONDS = 20.0
 """For which somebody who wants a sandbox back waits while its memory is still being saved."""
+RETRY = timedelta(minutes=5)
+"""For which a sandbox that could not be suspended is not asked to again by itself."""
 FORK_LIFETIME = timedelta(minutes=30)
 """Of the fork of a session sandbox, which has no connection to live as long as."""
 
@@ -124,7 +127,12 @@ def sandbox_run_on(*, sandbox: Sandbox, why: str) -> bool:
     )
 
 
-async def sandbox_wake(*, sandbox: Sandbox, actor: Actor, why: str = "", beside: bool = True) -> Sandbox:
+def failed_lately(sandbox: Sandbox) -> bool:
+    """Whether it could not be suspended a moment ago, so that another attempt would most likely fail as well."""
+    return sandbox.suspend_failed_at is not None and sandbox.suspend_failed_at >= timezone.now() - RETRY
+
+
+async def sandbox_wake(*, sandbox: Sandbox, actor: AnyActor, why: str = "", beside: bool = True) -> Sandbox:
     """Bring a suspended sandbox back, whoever needs it; every door that resumes comes here.
 
     Returns once it is on its way; `beside` False: once it runs or could not. Repeatable: one that runs or is about to
@@ -180,16 +188,7 @@ async def sandbox_resume_begin(*, sandbox: Sandbox) -> MachineInfo | None:
     except MachineGone:
         await _look_after(sandbox)
     except VmError as error:
-        why = error.detail or str(error)
-        await in_thread(
-            sandbox_move,
-            sandbox=sandbox,
-            move=Move.PUT_OFF,
-            actor=SYSTEM,
-            why=why,
-            queue_position=0,
-            note=f"could not be resumed: {why}"[:500],
-        )
+        await in_thread(sandbox_put_off, sandbox=sandbox, why=error.detail or str(error))
     return None
 
 
@@ -198,7 +197,7 @@ async def _look_after(sandbox: Sandbox) -> MachineInfo | None:
     try:
         info = await runtime.node().machine_get(sandbox.machine)
     except MachineGone:
-        await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.MACHINE_LOST)
+        await in_thread(sandbox_lost, sandbox=sandbox)
     except VmError as error:
         log.warning("could not ask what became of a machine", sandbox=sandbox.public_id, error=str(error))
     else:
@@ -210,7 +209,8 @@ async def _look_after(sandbox: Sandbox) -> MachineInfo | None:
 async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifetime: timedelta | None = None) -> Sandbox:
     """A copy of a running sandbox, memory and disk, that goes on beside it with an identity of its own.
 
-    Returns once the copy is taken; it is then followed beside the caller. Conflict for one that does not run or whose
+    Returns once the copy is taken; it is then followed beside the caller. It has the snapshots that the original has,
+    and of its volumes copies that go with it, which its note says. Conflict for one that does not run or whose
     agent is silent, QuotaExceeded; Unavailable when the host could not do it, which leaves nothing behind.
     """
     permissions.require(actor, "sandbox.fork", sandbox.organization_id)
@@ -219,7 +219,7 @@ async def sandbox_fork(*, sandbox: Sandbox, actor: Actor, name: str = "", lifeti
         spec, bundle = await in_thread(machine_wanted, fork)
         info = await runtime.node().machine_fork(sandbox.machine, spec, secrets=bundle.secrets)
         # Its environment is in the memory that was copied.
-        await secrets_given(fork, bundle, env=False)
+        await machine_given(fork, spec, bundle, env=False)
     except NodeUnreachable as error:
         # It may have been taken all the same: the reconciler looks.
         raise Unavailable(f"the machine's host does not answer: {error.detail}") from error
@@ -267,9 +267,19 @@ def _fork_row(sandbox: Sandbox, actor: Actor, name: str, lifetime: timedelta | N
             ask_net=sandbox.ask_net,
             idle_minutes=sandbox.idle_minutes,
             stop_at=_fork_deadline(sandbox, lifetime),
+            note=_fork_note(sandbox),
         )
+        mounts.mounts_copy(source=sandbox, fork=fork)
         secrets.secrets_copy(source=sandbox, fork=fork)
     return fork
+
+
+def _fork_note(sandbox: Sandbox) -> str:
+    """What whoever forks should know of the volumes; as its host says it once the copy runs."""
+    paths = sandbox.mounts.filter(read_only=False).order_by("path").values_list("path", flat=True)
+    if not paths:
+        return ""
+    return f"what is mounted at {', '.join(paths)} is a copy of that moment, which goes when it stops"[:500]
 
 
 def _fork_name(sandbox: Sandbox) -> str:

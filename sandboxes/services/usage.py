@@ -1,25 +1,26 @@
 """Counts what machines use into the hours' rows: each second once, whoever counts and however often.
 
-A reading moves the sandbox's meter by one conditional UPDATE and adds to the hours in the same transaction: of several
-workers one wins, and whoever dies in between has counted nothing.
+A reading moves the sandbox's meter behind its lock and adds to the hours in the same transaction: of several workers
+one counts it, and whoever dies in between has counted nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import batched
 
 import structlog
 from django.db import transaction
-from django.db.models import F
 from django.utils import timezone
 
 from sandboxes import metering, runtime
 from sandboxes.database import in_thread
 from sandboxes.metering import Reading
 from sandboxes.models import Kind, Sandbox, SandboxState, UsageHour, UsageMeter
-from sandboxes.prices import Use, month_of
+from sandboxes.prices import Use, month_begins_before
 from vm.api import MachineInfo
 from vm.errors import NodeUnreachable
 
@@ -27,7 +28,8 @@ log = structlog.get_logger("atoll.usage")
 
 KEPT_MONTHS = 13
 """Full calendar months of which the hours' rows are kept, so that a month can be compared with the year before."""
-ATTEMPTS = 5
+BATCH = 200
+"""Sandboxes that are counted in one transaction."""
 PAUSE_RUNNING, PAUSE_RESTING = 5.0, 300.0
 """Seconds in which a machine that goes on as it was is not read again: a disk at rest changes nothing."""
 _BOOTING = frozenset({SandboxState.QUEUED, SandboxState.STARTING, "resuming"})
@@ -44,8 +46,10 @@ async def usage_collect() -> None:
 
 
 def _measure_all(infos: Mapping[str, MachineInfo], at: float) -> None:
-    for sandbox in Sandbox.objects.filter(machine__in=infos):
-        usage_measure(sandbox=sandbox, info=infos[sandbox.machine], at=at)
+    for machines in batched(infos, BATCH):
+        # Those that are not read again for a while cost this one query
+        rows = Sandbox.objects.filter(machine__in=machines).select_related("usage_meter")
+        _measure([(sandbox, infos[sandbox.machine]) for sandbox in rows], at)
 
 
 def usage_measure(*, sandbox: Sandbox, info: MachineInfo, at: float | None = None) -> None:
@@ -53,20 +57,62 @@ def usage_measure(*, sandbox: Sandbox, info: MachineInfo, at: float | None = Non
 
     To be called with the answer that ends or suspends a machine, or its last seconds are lost with it.
     """
-    this = metering.read(info, at=time.time() if at is None else at, keeps_disk=sandbox.kind == Kind.WORKSPACE)
-    for _ in range(ATTEMPTS):
-        meter = _meter(sandbox)
-        last = Reading(meter.measured_at.timestamp(), meter.in_memory, meter.cpu_seconds, meter.disk_bytes)
-        if metering.overtaken(last, this, info) or _goes_on(last, this):
-            return
-        # Read again with a first one who was quicker: what is left to count then is little or nothing.
-        if _advance(sandbox, meter, last, this, info):
-            return
+    _measure([(sandbox, info)], time.time() if at is None else at)
 
 
-def _meter(sandbox: Sandbox) -> UsageMeter:
+def _measure(said: Sequence[tuple[Sandbox, MachineInfo]], at: float) -> None:
+    """What the node answered of some sandboxes; as many queries for BATCH of them as for one."""
+    wanted = {sandbox.pk: _Wanted(sandbox, info, at) for sandbox, info in said}
+    known = {one.sandbox.pk: one.sandbox.usage_meter for one in wanted.values() if _is_read(one.sandbox)}
+    _without_news(wanted, known)
+    if not wanted:
+        return
     # A machine that was never read has used nothing before its sandbox was made.
-    return UsageMeter.objects.get_or_create(sandbox=sandbox, defaults={"measured_at": sandbox.created_at})[0]
+    never = [UsageMeter(sandbox=one.sandbox, measured_at=one.sandbox.created_at) for one in wanted.values()]
+    UsageMeter.objects.bulk_create(
+        [meter for meter in never if meter.sandbox_id not in known], ignore_conflicts=True, batch_size=BATCH
+    )
+    with transaction.atomic():
+        # Read again behind the lock: of what somebody else has counted meanwhile little or nothing is left
+        rows = UsageMeter.objects.select_for_update(no_key=True).filter(pk__in=wanted).order_by("pk")
+        meters = {meter.pk: meter for meter in rows}
+        _without_news(wanted, meters)
+        used = {pk: _advance(one, meters[pk]) for pk, one in wanted.items() if pk in meters}
+        UsageMeter.objects.bulk_update(
+            [meters[pk] for pk in used], ["turn", "measured_at", "in_memory", "cpu_seconds", "disk_bytes"]
+        )
+        _add([(wanted[pk].sandbox, hour, use) for pk, hours in used.items() for hour, use in hours.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An answer of the node that is to be counted."""
+
+    sandbox: Sandbox
+    info: MachineInfo
+    at: float
+
+    @property
+    def reading(self) -> Reading:
+        """What it says."""
+        return metering.read(self.info, at=self.at, keeps_disk=self.sandbox.kind == Kind.WORKSPACE)
+
+
+def _is_read(sandbox: Sandbox) -> bool:
+    # Only where the meter came with the row: it is no reason to ask for each
+    return "usage_meter" in sandbox._state.fields_cache and sandbox._state.fields_cache["usage_meter"] is not None
+
+
+def _reading(meter: UsageMeter) -> Reading:
+    return Reading(meter.measured_at.timestamp(), meter.in_memory, meter.cpu_seconds, meter.disk_bytes)
+
+
+def _without_news(wanted: dict[int, _Wanted], meters: Mapping[int, UsageMeter]) -> None:
+    """Leave out what is older than the last reading, or says that all goes on as it was."""
+    for pk, meter in meters.items():
+        last, this = _reading(meter), wanted[pk].reading
+        if metering.overtaken(last, this, wanted[pk].info) or _goes_on(last, this):
+            del wanted[pk]
 
 
 def _goes_on(last: Reading, this: Reading) -> bool:
@@ -75,45 +121,37 @@ def _goes_on(last: Reading, this: Reading) -> bool:
     return not last.in_memory and this.cpu_seconds == last.cpu_seconds and this.at - last.at < PAUSE_RESTING
 
 
-def _advance(sandbox: Sandbox, meter: UsageMeter, last: Reading, this: Reading, info: MachineInfo) -> bool:
-    known = metering.settled(last, this, info)
-    came_up = None if sandbox.state in _BOOTING else sandbox.started_at
+def _advance(one: _Wanted, meter: UsageMeter) -> Mapping[datetime, Use]:
+    """Move the meter on, and what was used in which hour."""
+    last, this = _reading(meter), one.reading
+    known = metering.settled(last, this, one.info)
+    came_up = None if one.sandbox.state in _BOOTING else one.sandbox.started_at
     ready_at = None if came_up is None else came_up.timestamp()
-    used = metering.use_between(last, this, info, ready_at=ready_at)
-    with transaction.atomic():
-        moved = UsageMeter.objects.filter(pk=meter.pk, turn=meter.turn).update(
-            turn=F("turn") + 1,
-            measured_at=datetime.fromtimestamp(known.at, UTC),
-            in_memory=known.in_memory,
-            cpu_seconds=known.cpu_seconds,
-            disk_bytes=known.disk_bytes,
-        )
-        if moved:
-            for hour, use in used.items():
-                _add(sandbox, hour, use)
-    return bool(moved)
+    meter.turn += 1
+    meter.measured_at = datetime.fromtimestamp(known.at, UTC)
+    meter.in_memory, meter.cpu_seconds, meter.disk_bytes = known.in_memory, known.cpu_seconds, known.disk_bytes
+    return metering.use_between(last, this, one.info, ready_at=ready_at)
 
 
-def _add(sandbox: Sandbox, hour: datetime, use: Use) -> None:
-    # Nobody else is here for this sandbox: the meter's row is locked until the commit.
-    added = UsageHour.objects.filter(sandbox=sandbox, hour=hour).update(
-        cpu_seconds=F("cpu_seconds") + use.cpu_seconds,
-        memory_mib_seconds=F("memory_mib_seconds") + use.memory_mib_seconds,
-        disk_byte_seconds=F("disk_byte_seconds") + use.disk_byte_seconds,
+def _add(used: Sequence[tuple[Sandbox, datetime, Use]]) -> None:
+    # Nobody else is here for these sandboxes: their meters' rows are locked until the commit.
+    there = UsageHour.objects.filter(
+        sandbox__in={sandbox.pk for sandbox, _hour, _use in used}, hour__in={hour for _sandbox, hour, _use in used}
     )
-    if not added:
-        UsageHour.objects.create(
-            organization_id=sandbox.organization_id,
-            sandbox=sandbox,
-            hour=hour,
-            cpu_seconds=use.cpu_seconds,
-            memory_mib_seconds=use.memory_mib_seconds,
-            disk_byte_seconds=use.disk_byte_seconds,
-        )
+    rows = {(row.sandbox_id, row.hour): row for row in there}
+    fresh = []
+    for sandbox, hour, use in used:
+        row = rows.get((sandbox.pk, hour))
+        if row is None:
+            row = UsageHour(organization_id=sandbox.organization_id, sandbox=sandbox, hour=hour)
+            fresh.append(row)
+        row.cpu_seconds += use.cpu_seconds
+        row.memory_mib_seconds += use.memory_mib_seconds
+        row.disk_byte_seconds += use.disk_byte_seconds
+    UsageHour.objects.bulk_create(fresh, batch_size=BATCH)
+    UsageHour.objects.bulk_update(rows.values(), ["cpu_seconds", "memory_mib_seconds", "disk_byte_seconds"])
 
 
 def usage_prune(*, now: datetime | None = None) -> None:
     """Drop the hours of months too old to be asked for."""
-    begin, _end = month_of(now or timezone.now())
-    months = begin.year * 12 + begin.month - 1 - KEPT_MONTHS
-    UsageHour.objects.filter(hour__lt=begin.replace(year=months // 12, month=months % 12 + 1)).delete()
+    UsageHour.objects.filter(hour__lt=month_begins_before(now or timezone.now(), KEPT_MONTHS)).delete()

@@ -67,6 +67,10 @@ def test_what_runs_is_counted_shown_and_capped(lab: Page) -> None:
     assert re.fullmatch(r"usage-\d{4}-\d\d-01-\d{4}-\d\d-\d\d\.csv", started.value.suggested_filename)
     assert ",Metered,workspace," in started.value.path().read_text()
 
+    # One that is still starting would be stopped: it has nothing yet that could go on
+    page.goto("/")
+    expect(page.get_by_role("row", name=re.compile("Metered"))).to_contain_text("Running")
+    page.goto("/usage")
     page.get_by_role("link", name="Set one").click()
     expect(page.get_by_role("row", name=re.compile("Sandboxes running at a time"))).to_contain_text("1")
     page.get_by_label("Spending cap").fill("0")

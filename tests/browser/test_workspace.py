@@ -8,7 +8,7 @@ import signal
 import uuid
 
 import pytest
-from playwright.sync_api import Page, WebSocketRoute, expect
+from playwright.sync_api import Locator, Page, WebSocketRoute, expect
 
 from tests.browser.conftest import Place, Workspace, act, create, until
 from tests.installation import processes
@@ -23,6 +23,10 @@ DROP = """([name, sizes]) => {
 
 def unique(stem: str) -> str:
     return f"{stem}-{uuid.uuid4().hex[:8]}"
+
+
+def colour(element: Locator) -> str:
+    return str(element.evaluate("element => getComputedStyle(element).color"))
 
 
 def test_a_reload_comes_back_to_the_same_shell_with_its_screen(workspace: Workspace, complaints: list[str]) -> None:
@@ -120,11 +124,30 @@ def test_a_large_output_arrives_whole(workspace: Workspace) -> None:
     assert "last line" in workspace.run("head -c 40000000 /dev/zero | tr '\\0' 'x' | fold -w 200; echo; echo last line")
 
 
+@pytest.mark.parametrize("key", [None, "Shift+PageUp"], ids=["wheel", "keys"])
+def test_lines_that_left_the_screen_are_scrolled_back_to(workspace: Workspace, key: str | None) -> None:
+    page = workspace.page
+    assert "line-300." in workspace.run("seq -f line-%g. 300")
+    assert "line-1." not in workspace.screen()
+    page.locator('[data-area="terminal"] .xterm-screen').hover()
+
+    def goes_back() -> bool:
+        if key:
+            page.keyboard.press(key)
+        else:
+            page.mouse.wheel(0, -1_000)
+        return "line-1." in workspace.screen()
+
+    until(goes_back, "the first line does not come back")
+
+
 def test_a_file_is_edited_marked_and_saved(workspace: Workspace, complaints: list[str]) -> None:
     page, name = workspace.page, f"{unique('edit')}.py"
-    workspace.run(f"echo 'x = 1' > {name}")
+    workspace.run(f"echo 'x = 1; assert x' > {name}")
     workspace.file(name).click()
     expect(workspace.editor()).to_contain_text("x = 1")
+    number, keyword = (workspace.editor().get_by_text(token, exact=True) for token in ("1", "assert"))
+    until(lambda: len({colour(number), colour(keyword), colour(workspace.editor())}) == 3, "no highlighting")
     page.keyboard.press("Control+End")
     page.keyboard.type("y = 2")
     expect(workspace.tab(name)).to_contain_text("not saved")
@@ -132,6 +155,38 @@ def test_a_file_is_edited_marked_and_saved(workspace: Workspace, complaints: lis
     expect(workspace.tab(name)).not_to_contain_text("not saved")
     assert "y = 2" in workspace.run(f"cat {name}")
     assert complaints == []
+
+
+def test_a_file_is_saved_where_no_other_can_be_made(workspace: Workspace) -> None:
+    """In a directory that takes no new file it is written over, and keeps its mode."""
+    page, name = workspace.page, f"{unique('shut')}.txt"
+    workspace.run(
+        f"mkdir {name}.d; echo one > {name}.d/f; chmod 640 {name}.d/f; ln -s {name}.d/f {name}; chmod 555 {name}.d"
+    )
+    workspace.file(name).click()
+    expect(workspace.editor()).to_contain_text("one")
+    page.keyboard.press("Control+End")
+    page.keyboard.type("two")
+    page.keyboard.press("Control+s")
+    expect(workspace.tab(name)).not_to_contain_text("not saved")
+    said = workspace.run(f"cat {name}.d/f; ls {name}.d; stat -c %a:%s {name}.d/f")
+    assert re.search(r"one\s+two\s*f\s+640:7", said)
+
+
+def test_mixed_line_ends_are_said_and_kept(workspace: Workspace) -> None:
+    """A file with all three kinds is saved with the one change that was made; what is pasted brings no other kind."""
+    page, name = workspace.page, f"{unique('mixed')}.txt"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    workspace.run(f"printf 'a\\r\\nb\\nc\\rd' > {name}")
+    workspace.file(name).click()
+    expect(page.get_by_role("contentinfo", name="Status")).to_contain_text("Mixed line ends")
+    workspace.editor().click()
+    page.keyboard.press("Control+End")
+    page.evaluate("navigator.clipboard.writeText('e\\r\\nf')")
+    page.keyboard.press("Control+v")
+    page.keyboard.press("Control+s")
+    expect(workspace.tab(name)).not_to_contain_text("not saved")
+    assert "61 0d 0a 62 0a 63 0d 64 65 0a 66" in workspace.run(f"od -An -tx1 {name}")
 
 
 def test_a_change_underneath_is_taken_in_or_asked_about(workspace: Workspace) -> None:
@@ -195,6 +250,8 @@ def test_an_upload_can_be_cancelled_and_leaves_nothing(workspace: Workspace) -> 
     target = workspace.file(name)
     target.wait_for()
     target.dispatch_event("drop", {"dataTransfer": page.evaluate_handle(DROP, [name, [200_000_000]])})
+    progress = page.get_by_role("progressbar", name=re.compile(name))
+    until(lambda: 0 < progress.evaluate("bar => bar.position") < 1, "no progress was seen")
     page.get_by_role("button", name=re.compile("Cancel the upload")).click()
     expect(page.locator('[data-upload="cancelled"]')).to_be_visible()
     assert "left=0" in workspace.run(f"echo left=$(ls -A {name} | wc -l)")

@@ -51,7 +51,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "overlay-create.txt": lambda: (
         "\n".join(
             overlay_create_argv(
-                Path("/data/disks/l.new"), backing=Path("/images/h/root.img"), backing_format="raw", size_gib=10
+                Path("/data/disks/l.new"), backing=Path("/images/h/root.img"), backing_format="raw", size="10G"
             )
         )
         + "\n"

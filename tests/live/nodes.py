@@ -94,6 +94,22 @@ class NodeProcess:
             await client.machine_stop(info.machine)
             await client.machine_forget(info.machine)
 
+    async def holdings(self) -> tuple[set[str], set[str]]:
+        """Its machines and its volumes, snapshots of them included, by id."""
+        client = self.client
+        machines = {info.machine for info in await client.machine_list()}
+        return machines, {volume.volume for volume in await client.volume_list()}
+
+    async def back_to(self, machines: set[str], volumes: set[str]) -> None:
+        """End and remove every other machine and volume, whatever the test that made them came to."""
+        client = self.client
+        now = await self.holdings()
+        for machine in now[0] - machines:
+            await client.machine_stop(machine)
+            await client.machine_forget(machine)
+        for volume in now[1] - volumes:
+            await client.volume_remove(volume)
+
     # -- what it leaves on the host
 
     @property

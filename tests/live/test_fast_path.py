@@ -17,7 +17,7 @@ import pytest
 
 from tests.live.nodes import BOOT, NodeProcess, boot, execute, spec, start_command
 from vm.api import MachineInfo, MachineState, Node, Origin, StopReason
-from vm.errors import HostFull
+from vm.errors import HostFull, VmError
 from vm.guest.calls import call
 from vm.host.run import run
 from vm.libvirt import save_image
@@ -31,11 +31,6 @@ def process() -> Iterator[NodeProcess]:
     running.start()
     yield running
     running.close()
-
-
-@pytest.fixture
-def node(process: NodeProcess) -> Node:
-    return process.client
 
 
 async def pool_is_ready(node: Node, count: int = 1) -> None:
@@ -218,6 +213,50 @@ async def test_a_damaged_memory_costs_the_memory_only(process: NodeProcess, node
     await gone(node, machine)
 
 
+async def test_a_resume_whose_qemu_is_killed_costs_nothing(process: NodeProcess, node: Node) -> None:
+    """kill -9 of QEMU while it loads the memory: it is tried once more by itself, and all is there."""
+    machine = secrets.token_hex(16)
+    await boot(node, machine)
+    await execute(
+        node, machine, "sh", "-c", "head -c 200000000 /dev/urandom > /dev/shm/much; echo here > /dev/shm/mark"
+    )
+    await node.machine_suspend(machine)
+    memory = process.data / "machines" / machine / "memory.save"
+    before = set(process.qemu_pids())
+    await node.machine_resume(machine)
+    until = time.monotonic() + 30
+    while not (fresh := set(process.qemu_pids()) - before):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    assert memory.exists()
+    for pid in fresh:
+        os.kill(pid, 9)
+    assert (await node.machine_wait(machine, timeout=BOOT)).state is MachineState.READY
+    assert await execute(node, machine, "cat", "/dev/shm/mark") == (0, b"here\n")
+    await gone(node, machine)
+
+
+async def test_a_stop_does_not_wait_for_a_save(process: NodeProcess, node: Node) -> None:
+    """Stopped while its memory is written it stops at once, nothing of the memory is left, and its disk boots."""
+    machine = secrets.token_hex(16)
+    await boot(node, machine, memory_mib=1280)
+    await execute(node, machine, "sh", "-c", "echo kept > ~/note; sync; head -c 700000000 /dev/urandom > /dev/shm/much")
+    suspending = asyncio.ensure_future(node.machine_suspend(machine))
+    memory = process.data / "machines" / machine / "memory.save"
+    until = time.monotonic() + 30
+    while not (memory.exists() and memory.stat().st_size > 2**20):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.005)
+    assert (await node.machine_stop(machine)).state is MachineState.STOPPED
+    with pytest.raises(VmError):
+        await suspending
+    assert not memory.exists()
+    assert (await node.machine_get(machine)).state is MachineState.STOPPED
+    await boot(node, machine, memory_mib=1280)
+    assert await execute(node, machine, "cat", "/home/app/note") == (0, b"kept\n")
+    await gone(node, machine)
+
+
 async def test_a_suspended_machine_outlives_the_node_and_the_host(process: NodeProcess, node: Node) -> None:
     """kill -9 of the node, and another boot id: a suspended machine is still suspended, and resumes."""
     machine = secrets.token_hex(16)
@@ -231,6 +270,11 @@ async def test_a_suspended_machine_outlives_the_node_and_the_host(process: NodeP
     assert (await node.machine_get(machine)).state is MachineState.SUSPENDED
     await node.machine_resume(machine)
     assert (await node.machine_wait(machine, timeout=BOOT)).state is MachineState.READY
+    assert await execute(node, machine, "cat", "/dev/shm/in-memory") == (0, b"here\n")
+    # It runs in this start of the host, although it was made in another: the next node adopts it
+    process.kill()
+    process.start()
+    assert (await node.machine_get(machine)).state is MachineState.READY
     assert await execute(node, machine, "cat", "/dev/shm/in-memory") == (0, b"here\n")
     await gone(node, machine)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,14 +11,6 @@ from tests.live.nodes import NodeProcess, boot, execute
 from vm.api import Node
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[NodeProcess]:
-    running = NodeProcess()
-    running.start()
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.live.nodes import NodeProcess, boot, execute, start_command
+from tests import fork_bomb
+from tests.live.nodes import boot, execute, start_command
 from vm.api import MachineState, Node
-from vm.guest.calls import call
+from vm.guest.calls import GuestCall, call
 
 pytestmark = pytest.mark.live
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[NodeProcess]:
-    running = NodeProcess()
-    running.start()
-    yield running
-    running.close()
-
-
 @pytest.fixture
-def node(process: NodeProcess) -> Node:
-    return process.client
-
-
-@pytest.fixture
-async def machine(node: Node) -> AsyncIterator[str]:
+async def machine(request: pytest.FixtureRequest, node: Node) -> AsyncIterator[str]:
     """A machine to maltreat: what is left of it is of no use to the next test."""
     name = secrets.token_hex(16)
-    await boot(node, name, memory_mib=512)
+    await boot(node, name, memory_mib=getattr(request, "param", 512))
     yield name
     await node.machine_stop(name)
     assert (await node.machine_get(name)).state is MachineState.STOPPED
@@ -43,6 +31,14 @@ async def ping(node: Node, machine: str) -> float:
     """Seconds the agent has been up."""
     async with asyncio.timeout(30):
         return float((await call(await node.stream_open(machine), "ping"))["ok"]["uptime"])
+
+
+async def forks_refused(node: Node, machine: str) -> int:
+    async with await GuestCall.begin(
+        await node.stream_open(machine), "readFile", {"path": fork_bomb.COUNTER}
+    ) as reading:
+        await reading.reply()
+        return fork_bomb.refused((await reading.read()).decode())
 
 
 async def test_out_of_memory_kills_the_culprit_and_says_so(node: Node, machine: str) -> None:
@@ -57,10 +53,14 @@ async def test_out_of_memory_kills_the_culprit_and_says_so(node: Node, machine: 
     assert await ping(node, machine) > before
 
 
+@pytest.mark.parametrize("machine", [fork_bomb.MEMORY_MIB], indirect=True)
 async def test_a_fork_bomb_leaves_the_agent(node: Node, machine: str) -> None:
     """While a fork bomb has every process it may have, the agent answers, and the machine can be stopped."""
     before = await ping(node, machine)
-    await start_command(node, machine, "bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 600")
+    await start_command(node, machine, "python3", "-c", fork_bomb.PROGRAM)
+    async with asyncio.timeout(240):
+        while not await forks_refused(node, machine):
+            await asyncio.sleep(0.5)
     for _ in range(8):
         await asyncio.sleep(1)
         assert await ping(node, machine) > before

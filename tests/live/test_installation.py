@@ -7,12 +7,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -52,11 +54,23 @@ def until(condition: Callable[[], bool], what: str, patience: float = 60.0) -> N
         time.sleep(0.1)
 
 
-def listed(installation: Installation) -> list[dict[str, object]]:
-    answer = httpx.get(
-        f"{installation.url}/api/v1/sandboxes", headers={"Authorization": f"Bearer {installation.token}"}, timeout=10
+def asked(installation: Installation, method: str, path: str, **more: Any) -> Any:
+    """What REST answers about sandboxes."""
+    return (
+        httpx.request(
+            method,
+            f"{installation.url}/api/v1/sandboxes{path}",
+            headers={"Authorization": f"Bearer {installation.token}"},
+            timeout=10,
+            **more,
+        )
+        .raise_for_status()
+        .json()
     )
-    rows: list[dict[str, object]] = answer.raise_for_status().json()
+
+
+def listed(installation: Installation) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = asked(installation, "GET", "")
     return rows
 
 
@@ -84,11 +98,21 @@ def test_says_how_to_get_in(installation: Installation) -> None:
     assert httpx.get(link[0], timeout=10).status_code == 200
 
 
+def trusted(authorities: Path) -> list[Any]:
+    """What Python takes from a file of certificates."""
+    return list(ssl.create_default_context(cafile=authorities).get_ca_certs())
+
+
 def test_the_environment_is_printed_for_the_running_server(installation: Installation, tmp_path: Path) -> None:
     """`make -s env` prints exports that a shell takes, and fails with what to do while no server runs."""
     lines = installation.command("client_env").splitlines()
     assert f"export DENO_SANDBOX_ENDPOINT={installation.url}" in lines
     assert f"export DENO_DEPLOY_TOKEN={installation.token}" in lines
+    authorities = installation.data / "run" / "client-ca.pem"
+    assert {f"export {name}={authorities}" for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")} <= set(lines)
+    subjects = [dict(part[0] for part in one["subject"]) for one in trusted(authorities)]
+    assert len(subjects) > 100, "the world's are there, too"
+    assert any("Atoll" in subject.get("commonName", "") for subject in subjects)
     other = {**installation.environment, "ATOLL_DATA": str(tmp_path)}
     (tmp_path / "keys").mkdir()
     argv = [sys.executable, "manage.py", "client_env"]
@@ -163,7 +187,8 @@ def test_only_the_node_runs_as_root(installation: Installation, sdk: DenoDeploy)
         assert owners(installation, word) == {"atoll"}
     assert owners(installation, "manage.py node") == {"root"}
     with sdk.sandbox.create():
-        assert owners(installation, "qemu-system") == {"atoll-qemu"}
+        # One that is just being started for the pool is root's until it has become the other's
+        until(lambda: owners(installation, "qemu-system") == {"atoll-qemu"}, "all of QEMU is its own user's")
 
 
 def test_kill_9_of_web_leaves_the_machines(installation: Installation, sdk: DenoDeploy) -> None:
@@ -194,7 +219,8 @@ def test_kill_9_of_web_ends_session_sandboxes(installation: Installation, sdk: D
 def test_kill_9_of_node_leaves_the_machines(installation: Installation, sdk: DenoDeploy) -> None:
     """A machine and its processes go on without the node, and the next node adopts them."""
     with sdk.sandbox.create(timeout="10m") as sandbox:
-        process = sandbox.spawn("bash", args=["-c", "for i in $(seq 600); do echo $i > /tmp/count; sleep 0.1; done"])
+        counting = "for i in $(seq 600); do echo $i > /tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done"
+        process = sandbox.spawn("bash", args=["-c", counting])
         kill(installation, "manage.py node")
 
         def answers() -> bool:
@@ -211,8 +237,13 @@ def test_kill_9_of_node_leaves_the_machines(installation: Installation, sdk: Den
 
 
 def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Installation, sdk: DenoDeploy) -> None:
-    """After the next start nothing runs that no row names, and every row says why it stopped."""
+    """After the next start nothing runs that no row names, every row says why it stopped, a workspace has its disk."""
     sandbox = sdk.sandbox.create().__enter__()
+    workspace = str(asked(installation, "POST", "", json={"kind": "workspace", "name": "kept"})["id"])
+    until(lambda: row_of(installation, workspace)["state"] == "running", "the workspace runs", 120)
+    with sdk.sandbox.connect(workspace) as inside:
+        inside.fs.write_text_file("work.txt", "not lost")
+        inside.spawn("sync").wait()
     kill(installation, "manage.py up")
     for word in ("manage.py node", "manage.py web", "manage.py worker", "qemu-system"):
         for pid in processes(installation.data, word):
@@ -220,15 +251,22 @@ def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Install
     until(lambda: not processes(installation.data, "manage.py"), "all is dead")
     installation.start()
     until(lambda: all(row["state"] == "stopped" for row in listed(installation)), "every row is settled", 180)
-    row = next(row for row in listed(installation) if row["id"] == sandbox.id)
-    assert row["stop_reason"] in ("session_ended", "hypervisor_died", "machine_lost")
-    assert row["state_reason"]
+    assert row_of(installation, workspace)["stop_reason"] == "hypervisor_died"
+    # Its connection has ended as well, and either is told first
+    assert row_of(installation, sandbox.id)["stop_reason"] in ("session_ended", "hypervisor_died")
+    assert all(row["state_reason"] for row in listed(installation))
     assert processes(installation.data, "qemu-system") == []
     assert left_on_the_host(installation) == []
+    asked(installation, "POST", f"/{workspace}/start")
+    until(lambda: row_of(installation, workspace)["state"] == "running", "the workspace runs again", 120)
+    with sdk.sandbox.connect(workspace) as inside:
+        assert inside.fs.read_text_file("work.txt") == "not lost"
+    asked(installation, "POST", f"/{workspace}/stop")
+    until(lambda: row_of(installation, workspace)["state"] == "stopped", "the workspace has stopped")
 
 
 def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk: DenoDeploy) -> None:
-    """Sandboxes first, then worker, web and node; nothing is left running, mounted or in a namespace."""
+    """Sandboxes first, then gateway, worker, web and node; nothing is left running, mounted or in a namespace."""
     held = sdk.sandbox.create(timeout="10m")  # by name: the SDK hangs up when it is collected
     sandbox = held.__enter__()
     sandbox.spawn("true", stdout="null", stderr="null").wait()  # one that is still starting cannot be suspended
@@ -236,7 +274,8 @@ def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk:
     assert len(left_on_the_host(installation)) >= 2  # its namespace, and where that is mounted
     installation.stop()
     said = [line.split(" (")[0] for line in installation.output.splitlines()]
-    assert said[-4:] == ["1 sandbox suspended", "worker stopped", "web stopped", "node stopped"]
+    stopped = [f"{name} stopped" for name in ("gateway", "worker", "web", "node")]
+    assert said[-5:] == ["1 sandbox suspended", *stopped]
     assert processes(installation.data, "") == []
     assert left_on_the_host(installation) == []
 
@@ -247,7 +286,7 @@ def test_run_again_it_is_ready_soon_and_changes_nothing(installation: Installati
     installation.start()
     assert (kept(installation), installation.token) == before
     lines = [line.split(" (")[0] for line in installation.output.split("Open ")[0].splitlines() if line.strip()]
-    assert lines == ["node is ready", "web is ready", "worker is ready", "Atoll is ready"]
+    assert lines == ["node is ready", "web is ready", "worker is ready", "gateway is ready", "Atoll is ready"]
     seconds = re.search(r"Atoll is ready \(([0-9.]+) s\)", installation.output)
     assert seconds is not None
     # The promise is for a host of its own; one that also runs other tests gives us our share of its time
@@ -268,7 +307,7 @@ def kept(installation: Installation) -> dict[str, bytes]:
 def test_make_down_stops_it_too(installation: Installation) -> None:
     """`manage.py down` returns when all has ended; where nothing runs it says so, and is no error."""
     assert installation.command("down").strip() == "stopped."
-    for word in ("manage.py node", "manage.py web", "manage.py worker"):
+    for word in ("manage.py node", "manage.py web", "manage.py worker", "manage.py gateway"):
         assert processes(installation.data, word) == []
     assert installation.output.splitlines()[-1].startswith("node stopped")
     assert installation.command("down").strip() == "Atoll does not run here."

@@ -7,33 +7,20 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
 from tests.live.nodes import NodeProcess, boot, execute, spec, start_command
-from vm.api import MachineInfo, MachineState, Node, StopReason
-from vm.errors import MachineExists, MachineGone, NotAllowed
+from vm.api import ByteStream, MachineInfo, MachineState, Node, StopReason
+from vm.errors import HostFull, MachineExists, MachineGone, NotAllowed
 from vm.guest.calls import GuestCall, call
+from vm.guest.channel import MAX_OPEN, RESERVED
 from vm.host.run import CommandFailed, run
 from vm.net.namespace import namespace_inspect
 from vm.node.client import NodeClient
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[NodeProcess]:
-    running = NodeProcess()
-    running.start()
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def node(process: NodeProcess) -> Node:
-    return process.client
 
 
 async def test_two_boot_at_a_time_and_the_rest_wait_their_turn(process: NodeProcess, node: Node) -> None:
@@ -210,6 +197,55 @@ async def test_a_machine_that_ends_says_why(
                 await asyncio.sleep(5)
     assert (heard[-1].machine, heard[-1].stop_reason) == (running, reason)
     assert process.leftovers() == []
+
+
+async def test_a_machine_whose_streams_are_all_taken_is_well(node: Node, running: str) -> None:
+    """Processes that are waited for: one stream more is refused, but no heartbeat, and a stop still syncs."""
+    await boot_again_if_stopped(node, running)
+    sleep = {"command": "sleep", "args": ["600"], "stdin": "null", "stdout": "null", "stderr": "null"}
+    killed, other = [(await call(await node.stream_open(running), "spawn", sleep))["ok"]["pid"] for _ in range(2)]
+    wanted = iter([killed, *[other] * 2 * MAX_OPEN])
+    async with AsyncExitStack() as held:
+        taken: list[GuestCall] = []
+
+        async def take_all() -> None:
+            for pid in wanted:
+                try:
+                    stream = await node.stream_open(running)
+                except HostFull:
+                    return
+                taken.append(await held.enter_async_context(await GuestCall.begin(stream, "processWait", {"pid": pid})))
+            pytest.fail("none was refused")
+
+        await take_all()
+        async with asyncio.timeout(30):
+            while len(taken) < MAX_OPEN - RESERVED:
+                await asyncio.sleep(0.5)  # a heartbeat has a stream as well, until the guest gets to it
+                await take_all()
+        until = time.monotonic() + 16  # a heartbeat every 10 s, and every second where it was missed
+        while time.monotonic() < until:
+            assert (await node.machine_get(running)).state is MachineState.READY
+            await asyncio.sleep(0.5)
+
+        for one in taken[-8:]:
+            await one.abort()
+        async with asyncio.timeout(60):  # each is free once the guest has let go of it, too
+            while (stream := await _free_stream(node, running)) is None:
+                await asyncio.sleep(0.5)
+        assert "ok" in await call(stream, "processKill", {"pid": killed, "signal": "SIGKILL"})
+        async with asyncio.timeout(10):
+            assert (await taken[0].reply())["ok"]["signal"] == "SIGKILL", "the streams have outlived it"
+        await execute(node, running, "sh", "-c", "echo kept > ~/streams")
+        await take_all()
+        await node.machine_stop(running)
+    await boot(node, running)
+    assert await execute(node, running, "cat", "/home/app/streams") == (0, b"kept\n")
+
+
+async def _free_stream(node: Node, machine: str) -> ByteStream | None:
+    with suppress(HostFull):
+        return await node.stream_open(machine)
+    return None
 
 
 @pytest.fixture(scope="module")

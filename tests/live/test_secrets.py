@@ -81,11 +81,6 @@ def process(web: Web) -> Iterator[NodeProcess]:
     upstreams.close()
 
 
-@pytest.fixture
-def node(process: NodeProcess) -> Node:
-    return process.client
-
-
 TOKEN = Secret("TOKEN", f"DENO_SECRET_PLACEHOLDER_{secrets.token_hex(16)}", VALUE, [API])
 
 

@@ -6,30 +6,28 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from tests.live.nodes import IMAGES, NodeProcess, boot, execute, spec, start_command
 from vm.api import MachineState, StopReason
-from vm.errors import NodeUnreachable, VmError
+from vm.errors import HostFull, NodeUnreachable, VmError
+from vm.host.kvm import boot_id
 from vm.host.run import run
 from vm.net.namespace import namespace_create
 from vm.net.nftables import gated
+from vm.node.records import Record, record_write
+from vm.node.wire import LISTED
+from vm.storage.layout import Layout
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[NodeProcess]:
-    running = NodeProcess()
-    running.start()
-    yield running
-    running.close()
 
 
 async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
@@ -114,14 +112,45 @@ def _start_alone(node: NodeProcess) -> None:
     raise RuntimeError(f"{code}: {node.log.read_text()}")
 
 
+async def test_a_record_that_cannot_be_read_keeps_its_disk(process: NodeProcess) -> None:
+    """As after going back to an older version: it is STOPPED and says so, nothing starts in its place or removes it,
+    and once it can be read the disk is there."""
+    node = process.client
+    machine = secrets.token_hex(16)
+    await boot(node, machine)
+    await execute(node, machine, "sh", "-c", "echo precious > ~/note; sync")
+    await node.machine_stop(machine)
+    process.stop()
+    record = process.data / "machines" / machine / "machine.json"
+    good = record.read_text()
+    record.write_text(json.dumps({**json.loads(good), "of_the_future": 1}))
+    process.start()
+    info = await node.machine_get(machine)
+    assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.RECORD_UNREADABLE)
+    await node.machine_stop(machine, detail="as the reconciler does")
+    for refused in (node.machine_start(spec(machine)), node.machine_forget(machine)):
+        with pytest.raises(VmError, match="its disk is kept"):
+            await refused
+    assert json.loads(record.read_text())["of_the_future"] == 1
+    process.stop()
+    record.write_text(good)
+    process.start()
+    await boot(node, machine)
+    assert await execute(node, machine, "cat", "/home/app/note") == (0, b"precious\n")
+    await node.machine_stop(machine)
+    await node.machine_forget(machine)
+
+
 FLOODER = """
-import os, signal, time
+import ctypes, os, signal, time
 port = "/dev/" + [n for n in os.listdir("/sys/class/virtio-ports")
                   if open(f"/sys/class/virtio-ports/{n}/name").read().strip() == "atoll.agent"][0]
 agent = int(os.popen("pgrep -P 1 | head -1").read())
 os.kill(agent, signal.SIGSTOP)
-fds = [f"/proc/{agent}/fd/{n}" for n in os.listdir(f"/proc/{agent}/fd")]
-fd = os.open([f for f in fds if os.path.realpath(f) == os.path.realpath(port)][0], os.O_WRONLY)
+port = os.path.realpath(port)
+held = [n for n in os.listdir(f"/proc/{agent}/fd") if os.path.realpath(f"/proc/{agent}/fd/{n}") == port]
+# The port can be opened once only: its own descriptor is taken (pidfd_getfd)
+fd = ctypes.CDLL(None).syscall(438, os.pidfd_open(agent), int(held[0]), 0)
 garbage = os.urandom(1 << 20)
 while True:
     try: os.write(fd, garbage)
@@ -138,7 +167,11 @@ async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> No
     assert process.process is not None
     before = _resident(process.process.pid)
     await start_command(node, bad, "sudo", "python3", "-c", FLOODER)
-    await asyncio.sleep(15)
+    until = time.monotonic() + 60
+    while "breach" not in (await node.machine_get(bad)).detail:
+        assert time.monotonic() < until, await node.machine_get(bad)
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(5)
     assert await execute(node, good, "echo", "fine") == (0, b"fine\n")
     assert _resident(process.process.pid) - before < 16 * 2**20
     stopped = await node.machine_stop(bad)
@@ -207,10 +240,14 @@ def small() -> Iterator[NodeProcess]:
 
 
 async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) -> None:
-    """A guest that fills the host's image disk stops with DISK_FULL; the node answers, and refuses what has no room."""
+    """A guest that fills the host's image disk stops with DISK_FULL; the node answers and refuses what has no room,
+    its other machine goes on."""
     node = small.client
-    machine = secrets.token_hex(16)
+    machine, neighbour = secrets.token_hex(16), secrets.token_hex(16)
     await boot(node, machine)
+    await boot(node, neighbour)
+    # What its boot has written is on the disk: one that still writes when there is no room ends for that itself
+    await execute(node, neighbour, "sync")
     await start_command(node, machine, "sh", "-c", "cat /dev/urandom > ~/filler; sync")
     until = time.monotonic() + 90
     while (info := await node.machine_get(machine)).state is not MachineState.STOPPED:
@@ -218,7 +255,31 @@ async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) 
         await asyncio.sleep(0.5)
     assert info.stop_reason is StopReason.DISK_FULL, info
     assert (await node.host_info()).disk_free < 16 * 2**20
+    assert await execute(node, neighbour, "echo", "fine") == (0, b"fine\n")
+    with pytest.raises(HostFull):
+        await node.machine_start(spec(secrets.token_hex(16)))
+    await node.machine_stop(neighbour)
     assert small.leftovers() == []
+    await node.machine_forget(neighbour)
     await node.machine_forget(machine)
     assert (await node.host_info()).disk_free > 200 * 2**20
     assert IMAGES.exists()
+
+
+async def test_more_machines_than_one_answer_holds_are_listed() -> None:
+    """Each of them once, at the size that the longest explanations give them."""
+    process = NodeProcess()
+    names = {secrets.token_hex(16) for _ in range(2 * LISTED + 1)}
+    layout = Layout(process.data)
+    for name in names:
+        layout.machine(name).mkdir(parents=True)
+        record = Record(spec(name), "", MachineState.QUEUED, time.time(), boot_id(), name)
+        record.note = "\N{GRINNING FACE}" * 300
+        record.enter(MachineState.STOPPED, reason=StopReason.REQUESTED, detail="\N{GRINNING FACE}" * 1000)
+        record_write(layout, name, asdict(record))
+    await asyncio.to_thread(process.start)
+    listed = [info.machine for info in await process.client.machine_list()]
+    await asyncio.to_thread(process.stop)
+    await asyncio.to_thread(shutil.rmtree, process.data)
+    assert len(listed) == len(names)
+    assert set(listed) == names

@@ -15,11 +15,12 @@ from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.errors import Forbidden, Invalid
 from sandboxes.models import Event, Kind, Sandbox, SandboxState, StopCause
-from sandboxes.services import lifecycle
+from sandboxes.services import changes, lifecycle
 from sandboxes.services.activity import Activity
 from tests import factories
 from tests.factories import Team
 from vm.api import HostInfo, MachineInfo, MachineState
+from vm.background import spawn
 from vm.errors import HostFull
 from vm.fake import FakeNode
 
@@ -72,33 +73,56 @@ async def test_idle_workspace(home: Team, node: FakeNode) -> None:
 async def test_used_while_others_are_suspended(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes back while his workspace waits for its turn to be suspended is not thrown out."""
     monkeypatch.setattr(idle, "AT_ONCE", 1)
-    rows = [await booted(home, idle_for=timedelta(minutes=31)) for _ in range(2)]
-    known = node.machine_suspend
+    longest, other = [await booted(home, idle_for=timedelta(minutes=minutes)) for minutes in (41, 31)]
+    assert await looked_at(longest, other) == [IDLE, RUNNING]
+    await in_thread(lifecycle.sandboxes_used, seen={other.pk: timezone.now()})
+    assert await looked_at(other) == [RUNNING]
 
-    async def machine_suspend(machine: str) -> MachineInfo:
-        await in_thread(lifecycle.sandboxes_used, seen={row.pk: timezone.now() for row in rows})
+
+async def test_slow_saves_hold_up_nothing(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow disk two are saved at a time over all turns, no turn waits for them, and each is settled once saved."""
+    monkeypatch.setattr(idle, "MOMENT", 0.5)
+    rows = [await booted(home, idle_for=timedelta(minutes=31 + number)) for number in range(5)]
+    known, saved, saving = node.machine_suspend, asyncio.Event(), list[asyncio.Task[MachineInfo]]()
+
+    async def save(machine: str) -> MachineInfo:
+        await saved.wait()
         return await known(machine)
 
+    async def machine_suspend(machine: str) -> MachineInfo:
+        # As a node does: whoever asked may go away
+        saving.append(spawn(save(machine), name="save"))
+        return await asyncio.shield(saving[-1])
+
     monkeypatch.setattr(node, "machine_suspend", machine_suspend)
-    assert sorted(await looked_at(*rows)) == [RUNNING, IDLE]
+    for _ in range(3):
+        async with asyncio.timeout(5):
+            states = [state for state, _cause in await looked_at(*rows)]
+        assert sorted(states) == ["running"] * 3 + ["suspending"] * 2
+    assert len(saving) == 2
+    saved.set()
+    await asyncio.gather(*saving)
+    for _ in range(3):
+        last = await looked_at(*rows)
+    assert last == [IDLE] * 5
 
 
 async def test_own_time(home: Team, other: Team, node: FakeNode, settings_of: Any) -> None:
     """A workspace may have a time of its own, or none; the installation's may be none."""
     short = await booted(home, idle_for=timedelta(minutes=6))
     never = await booted(home, idle_for=timedelta(days=3))
-    await in_thread(lifecycle.sandbox_change, sandbox=short, actor=home.member, idle_minutes=5)
-    await in_thread(lifecycle.sandbox_change, sandbox=never, actor=home.member, idle_minutes=0)
+    await in_thread(changes.sandbox_change, sandbox=short, actor=home.member, idle_minutes=5)
+    await in_thread(changes.sandbox_change, sandbox=never, actor=home.member, idle_minutes=0)
     assert await looked_at(short, never) == [IDLE, RUNNING]
-    await in_thread(lifecycle.sandbox_change, sandbox=never, actor=home.member, idle_minutes=None)
+    await in_thread(changes.sandbox_change, sandbox=never, actor=home.member, idle_minutes=None)
     settings_of(idle_minutes=0)
     assert await looked_at(never) == [RUNNING]
     settings_of(idle_minutes=30)
     assert await looked_at(never) == [IDLE]
     with pytest.raises(Forbidden):
-        await in_thread(lifecycle.sandbox_change, sandbox=never, actor=home.viewer, idle_minutes=1)
+        await in_thread(changes.sandbox_change, sandbox=never, actor=home.viewer, idle_minutes=1)
     with pytest.raises(Invalid, match="never"):
-        await in_thread(lifecycle.sandbox_change, sandbox=never, actor=home.member, idle_minutes=-1)
+        await in_thread(changes.sandbox_change, sandbox=never, actor=home.member, idle_minutes=-1)
 
 
 async def test_what_is_never_idle(home: Team, node: FakeNode) -> None:
@@ -182,6 +206,31 @@ async def test_low_memory_waits_for_what_is_being_freed(
     settings_of(low_memory_mib=0)
     assert await looked_at(first, second) == [RUNNING, RUNNING]
     assert config()["low_memory_mib"] == 0
+
+
+@pytest.mark.parametrize("state", [SandboxState.SUSPENDING, SandboxState.STOPPING])
+async def test_stuck_rows_hold_up_nothing(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch, state: SandboxState
+) -> None:
+    """What has been on its way for a minute frees nothing any more: others are suspended all the same."""
+    stuck = [await booted(home) for _ in range(idle.AT_ONCE)]
+    others = [await booted(home), await booted(home, idle_for=timedelta(minutes=31))]
+    infos = {info.machine: info for info in await node.machine_list()}
+
+    async def turn(since: timedelta) -> list[str]:
+        rows = Sandbox.objects.filter(pk__in=[row.pk for row in stuck])
+        await in_thread(rows.update, state=state, state_since=timezone.now() - since)
+        await idle.suspend_unused(machines=infos)
+        for row in others:
+            await in_thread(row.refresh_from_db)
+        return [row.state for row in others]
+
+    memory(node, monkeypatch, 100)
+    if state == SandboxState.SUSPENDING:
+        assert await turn(timedelta(seconds=50)) == ["running", "running"]
+    assert await turn(timedelta(seconds=70)) == ["running", "suspended"]
+    assert await turn(timedelta(seconds=50)) == ["running", "suspended"]
+    assert await turn(timedelta(seconds=70)) == ["suspended", "suspended"]
 
 
 async def test_activity_is_collected(home: Team) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as some
 from sandboxes import reconcile, runtime
 from sandboxes.database import in_thread
 from sandboxes.errors import DomainError
-from sandboxes.models import Kind, Sandbox, SandboxState, TimelineEntry
-from sandboxes.services import lifecycle, suspension
+from sandboxes.models import HostData, Kind, Sandbox, SandboxState, TimelineEntry
+from sandboxes.services import creation, lifecycle, spending, suspension
 from tests import factories
-from vm.api import MachineState
+from vm.api import MachineState, StopReason
 from vm.errors import HostFull, HypervisorError, NodeUnreachable, VmError
 from vm.fake import FakeNode
 
@@ -65,8 +65,8 @@ class World:
         return await in_thread(lambda: list(Sandbox.objects.filter(organization=organization).order_by("pk")))
 
     async def create(self, kind: Kind) -> None:
-        wanted = lifecycle.Wanted(kind=kind, name="work")
-        sandbox = await in_thread(lifecycle.sandbox_create, wanted=wanted, actor=self.team.member)
+        wanted = creation.Wanted(kind=kind, name="work")
+        sandbox = await in_thread(creation.sandbox_create, wanted=wanted, actor=self.team.member)
         await lifecycle.sandbox_boot(sandbox=sandbox)
 
     async def start(self, sandbox: Sandbox) -> None:
@@ -97,6 +97,35 @@ class World:
         with suppress(VmError):
             if (await self.node.machine_get(sandbox.machine)).state is MachineState.READY:
                 self.node.crash(sandbox.machine)
+
+    async def reboot(self, _sandbox: Sandbox) -> None:
+        """The host boots: whatever ran has ended, what is suspended lies on its disk."""
+        with suppress(VmError):  # the node is down already
+            for info in await self.node.machine_list():
+                if info.state in (MachineState.READY, MachineState.LOST):
+                    self.node.crash(info.machine, StopReason.HOST_RESTARTED)
+
+    async def be_late(self, sandbox: Sandbox) -> None:
+        """Its deadline passes."""
+        await self._set(sandbox, stop_at=timezone.now() - timedelta(seconds=1))
+        await reconcile.expire()
+
+    async def leave_alone(self, sandbox: Sandbox) -> None:
+        """Nobody uses it for longer than it may be idle."""
+        await self._set(sandbox, state_since=timezone.now() - timedelta(days=1), active_at=None)
+        await reconcile.reconcile()
+
+    async def overspend(self, _sandbox: Sandbox) -> None:
+        """The organization comes to its cap, which is lifted after what runs was halted."""
+        organizations = type(self.team.organization).objects.filter(pk=self.team.organization.pk)
+        await in_thread(organizations.update, spending_cap=0)
+        try:
+            await spending.spending_enforce()
+        finally:
+            await in_thread(organizations.update, spending_cap=None)
+
+    async def _set(self, sandbox: Sandbox, **values: Any) -> None:
+        await in_thread(Sandbox.objects.filter(pk=sandbox.pk).update, **values)
 
     async def work(self) -> None:
         """Whatever runs writes something to its disk."""
@@ -144,12 +173,18 @@ SERVICES: dict[str, Callable[[World, Sandbox], Awaitable[None]]] = {
     "delete": World.delete,
     "restore": World.restore,
     "crash": World.crash,
+    "reboot": World.reboot,
+    "be late": World.be_late,
+    "leave alone": World.leave_alone,
+    "overspend": World.overspend,
 }
 FAULTS = ("before", "after", "full", "broken", "silent", "down")
 OFTEN = ["create", "reconcile", "suspend", "suspend", "resume", "resume", "fork"]
 step = some.tuples(some.sampled_from(sorted(SERVICES) + OFTEN), some.sampled_from([0, 0, 0, 1, 2, 3]))
 fault = some.sampled_from([None] * 6 + ["before", "after", "after"] + list(FAULTS))
-steps = some.lists(some.tuples(fault, step), min_size=8, max_size=14)
+alone = some.lists(some.tuples(fault, step, some.none()), min_size=8, max_size=14)
+beside = some.sampled_from([None, *sorted(SERVICES), "suspend", "resume", "reconcile"])
+at_once = some.lists(some.tuples(fault, step, beside), min_size=6, max_size=10)
 
 
 def inject(world: World, fault: str | None) -> None:
@@ -170,19 +205,27 @@ def heal(world: World) -> None:
     world.node._failures.clear()
 
 
+async def do(world: World, name: str, argument: int) -> None:
+    """One operation, on what its process reads of the row."""
+    rows = await world.rows()
+    with suppress(DomainError, ProcessDied):
+        if name == "create":
+            await world.create(Kind.SANDBOX if argument == 3 else Kind.WORKSPACE)
+        elif name == "reconcile":
+            await reconcile.reconcile()
+        elif rows:
+            await SERVICES[name](world, rows[argument % len(rows)])
+
+
 async def play(world: World, script: Any) -> None:
     await world.create(Kind.WORKSPACE)
     await world.work()
-    for fault, (name, argument) in script:
-        rows = await world.rows()
+    for fault, (name, argument), other in script:
         inject(world, fault)
-        with suppress(DomainError, ProcessDied):
-            if name == "create":
-                await world.create(Kind.SANDBOX if argument == 3 else Kind.WORKSPACE)
-            elif name == "reconcile":
-                await reconcile.reconcile()
-            elif rows:
-                await SERVICES[name](world, rows[argument % len(rows)])
+        async with asyncio.TaskGroup() as both:
+            for one in (name, other):
+                if one is not None:
+                    both.create_task(do(world, one, argument))
         heal(world)
         await world.work()
     for _ in range(4):
@@ -203,15 +246,29 @@ async def play(world: World, script: Any) -> None:
     assert await world.node.machine_list() == []
 
 
-@settings(
-    max_examples=30,
+thorough = settings(
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # explaining a failure takes minutes here
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(script=steps)
+
+
+@settings(thorough, max_examples=30)
+@given(script=alone)
 def test_any_life_ends_well(script: Any, transactional_db: None, monkeypatch: Any, settings: Any) -> None:
     """Rows and machines agree, no machine is without a row, no workspace lost its disk, every end is explained."""
+    live(script, monkeypatch, settings)
+
+
+@settings(thorough, max_examples=12)
+@given(script=at_once)
+def test_any_two_at_once_end_well(script: Any, transactional_db: None, monkeypatch: Any, settings: Any) -> None:
+    """Nor does it matter that somebody else does something to the same sandbox at the same moment."""
+    live(script, monkeypatch, settings)
+
+
+def live(script: Any, monkeypatch: Any, settings: Any) -> None:
+    """Play a script on a node of its own."""
     monkeypatch.setattr(reconcile, "PATIENCE", -1.0)
     monkeypatch.setattr(reconcile, "AGAIN", -1.0)
     settings.ATOLL = {**settings.ATOLL, "stray_hours": 0}
@@ -224,5 +281,6 @@ def test_any_life_ends_well(script: Any, transactional_db: None, monkeypatch: An
         asyncio.run(play(World(node, mortal, team), script))
     finally:
         Sandbox.objects.all().delete()
+        HostData.objects.all().delete()  # the next node is another one
         runtime.use(None)
         node.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from django.utils import timezone
 from sandboxes import ids, reconcile, runtime
 from sandboxes.database import in_thread
 from sandboxes.errors import Forbidden, NotFound
-from sandboxes.models import Event, Kind, Sandbox, SandboxState, StopCause, TimelineEntry, WebProcess
+from sandboxes.models import AuditEntry, Event, Kind, Sandbox, SandboxState, StopCause, TimelineEntry, WebProcess
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import sandbox_list, sandbox_list_deleted
 from sandboxes.services import lifecycle, suspension
@@ -199,6 +200,45 @@ async def test_deadline(home: Team, node: FakeNode) -> None:
     assert (sandbox.state, sandbox.stop_cause) == (SandboxState.STOPPED, StopCause.DEADLINE)
 
 
+async def test_an_extension_in_time(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was given more time while his sandbox waited for its turn to be stopped has it."""
+    sandbox = await row(home, state=SandboxState.RUNNING, stop_at=timezone.now() + timedelta(minutes=10))
+    await node.machine_start(spec(sandbox.machine))
+    monkeypatch.setattr(reconcile, "_overdue", lambda: [sandbox])
+    await reconcile.expire()
+    await in_thread(sandbox.refresh_from_db)
+    assert sandbox.state == SandboxState.RUNNING
+
+
+@pytest.mark.parametrize("turn", [reconcile.expire, reconcile.reconcile])
+async def test_a_slow_machine_holds_up_no_other(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch, turn: Callable[[], Awaitable[None]]
+) -> None:
+    """More of them than are ended at a time: the last one is ended in the same turn, and the slow ones say so."""
+    monkeypatch.setattr(reconcile, "MOMENT", 2.0)
+    expiring = turn is reconcile.expire
+    fields: dict[str, Any] = {"state": SandboxState.RUNNING if expiring else SandboxState.STOPPING}
+    if expiring:
+        fields["stop_at"] = timezone.now() - timedelta(seconds=1)
+    rows = [await row(home, **fields) for _ in range(reconcile.AT_ONCE + 1)]
+    for sandbox in rows:
+        await node.machine_start(spec(sandbox.machine))
+    stop = node.machine_stop
+
+    async def slow(machine: str, *, detail: str = "") -> Any:
+        if machine != rows[-1].machine:
+            await asyncio.sleep(60)
+        return await stop(machine, detail=detail)
+
+    monkeypatch.setattr(node, "machine_stop", slow)
+    async with asyncio.timeout(30):
+        await turn()
+    for sandbox in rows:
+        await in_thread(sandbox.refresh_from_db)
+    assert [sandbox.state for sandbox in rows[:-1]] == [SandboxState.STOPPING] * reconcile.AT_ONCE
+    assert rows[-1].state == SandboxState.STOPPED
+
+
 async def test_silent_web_process(home: Team, node: FakeNode) -> None:
     """Session sandboxes of a web process that is gone are ended; those of a living one and timed ones are not."""
     dead = await in_thread(WebProcess.objects.create, seen_at=timezone.now() - timedelta(minutes=1))
@@ -376,7 +416,7 @@ SETTLED: dict[str, dict[str | None, str]] = {
         "ready": "running",
         "lost": "running",
         "suspending": "resuming",
-        "suspended": "resuming",
+        "suspended": "suspended",
         "stopped": "stopped",
         None: "stopped",
     },
@@ -496,11 +536,11 @@ async def test_deleted_workspace_is_kept_for_a_day(home: Team, node: FakeNode) -
 
 
 def test_prune(home: Team) -> None:
-    """Old events go, and sandboxes that stopped long ago are hidden; workspaces stay."""
+    """Old events go, and sandboxes that stopped long ago are hidden, which is told; workspaces stay."""
     old = timezone.now() - timedelta(days=2)
     gone = factories.row(home, state=SandboxState.STOPPED, stopped_at=old, machine_removed=True)
     kept = factories.row(home, state=SandboxState.STOPPED, stopped_at=old, kind=Kind.WORKSPACE)
-    Event.objects.create(organization=home.organization, kind="sandbox")
+    event = Event.objects.create(organization=home.organization, kind="sandbox")
     forgotten = factories.row(home, state=SandboxState.DELETED, machine_removed=True)
     for told in (gone, kept, forgotten):
         TimelineEntry.objects.create(sandbox=told, at=timezone.now() - timedelta(days=8), state=told.state)
@@ -509,5 +549,8 @@ def test_prune(home: Team) -> None:
     gone.refresh_from_db()
     kept.refresh_from_db()
     assert (gone.state, kept.state) == (SandboxState.DELETED, SandboxState.STOPPED)
-    assert not Event.objects.exists()
+    assert not Event.objects.filter(pk=event.pk).exists()
     assert {entry.sandbox_id for entry in TimelineEntry.objects.all()} == {gone.pk, kept.pk}
+    assert TimelineEntry.objects.get(sandbox=gone, state=SandboxState.DELETED).text == "Deleted by atoll"
+    assert [entry.action for entry in AuditEntry.objects.filter(target=gone.public_id)] == ["sandbox.delete"]
+    assert Event.objects.filter(kind="sandbox", payload__id=gone.public_id).exists()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
+from sandboxes import timeline
 from sandboxes.database import in_thread
 from sandboxes.errors import Invalid
 from sandboxes.models import Event, Kind, Sandbox, SandboxState, TimelineEntry
@@ -48,8 +50,24 @@ async def test_a_life(home: Team, node: FakeNode) -> None:
     )
     running = next(entry for entry in told if entry["state"] == "running")
     assert set(running["stages"]) == {"queue", "agent"}
-    assert all(entry["duration_seconds"] >= 0 for entry in told[:-1])
+    begins = [now["state"] != before["state"] for before, now in pairwise(told)]
+    for entry, begin in zip(told[1:-1], begins, strict=False):
+        assert (entry["duration_seconds"] is not None) == begin, entry
     assert told[-1]["duration_seconds"] is None
+
+
+async def test_a_happening_does_not_end_what_goes_on(home: Team, node: FakeNode) -> None:
+    """A sandbox that was extended while it ran has run from its start to its end, and that is a moment of it."""
+    sandbox = await lifecycle.sandbox_boot(sandbox=await in_thread(factories.sandbox, home, kind=Kind.WORKSPACE))
+    await in_thread(timeline.record_happening, sandbox=sandbox, text="Something happened")
+    await lifecycle.sandbox_stop(sandbox=sandbox, actor=home.admin, beside=False)
+    told = await story(sandbox, home)
+    running = [entry for entry in told if entry["state"] == "running"]
+    stopping = next(entry for entry in told if entry["state"] == "stopping")
+    assert [entry["text"] for entry in running][1:] == ["Something happened"]
+    lasted = datetime.fromisoformat(stopping["at"]) - datetime.fromisoformat(running[0]["at"])
+    assert running[0]["duration_seconds"] == pytest.approx(lasted.total_seconds(), abs=0.002)
+    assert running[1]["duration_seconds"] is None
 
 
 async def test_each_entry_is_an_event(home: Team, node: FakeNode) -> None:

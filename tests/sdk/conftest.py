@@ -18,7 +18,7 @@ import httpx
 import pytest
 from deno_sandbox import DenoDeploy
 
-from tests.installation import CHECKOUT, Installation, free_port
+from tests.installation import CHECKOUT, Installation, free_port, free_ports, processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,18 @@ class Server:
     kind: str
     pid: int
     environment: dict[str, str] = field(default_factory=dict)
+    data: Path = Path()
+
+    @property
+    def authority(self) -> Path:
+        """What exposed ports have their certificate from."""
+        return self.data / "keys" / "egress-ca.pem"
+
+    def pids(self) -> list[int]:
+        """The processes that what a guest sends goes through: web and node, which are one on a node in memory."""
+        if self.kind == "fake":
+            return [self.pid]
+        return [*processes(self.data, "manage.py web"), *processes(self.data, "manage.py node")]
 
     def client_environment(self, who: str = "home") -> dict[str, str]:
         return {
@@ -37,6 +49,8 @@ class Server:
             "DENO_DEPLOY_ENDPOINT": self.url,
             "DENO_DEPLOY_TOKEN": self.tokens[who],
             "NO_PROXY": "127.0.0.1,localhost",
+            "NODE_EXTRA_CA_CERTS": str(self.authority),
+            "DENO_CERT": str(self.authority),
         }
 
     def rest(self, who: str = "home") -> httpx.Client:
@@ -46,26 +60,27 @@ class Server:
 @pytest.fixture(scope="session")
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The real web process on a node in memory: fast, and its guests are real agents on this host."""
-    with _fake(tmp_path_factory.mktemp("fake"), boot_delay=0.2) as server:
+    with fake_installation(tmp_path_factory.mktemp("fake"), boot_delay=0.2) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same, where a machine takes longer to boot than a handshake may take."""
-    with _fake(tmp_path_factory.mktemp("slow"), boot_delay=12) as server:
+    with fake_installation(tmp_path_factory.mktemp("slow"), boot_delay=12) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same, where no guest comes at all."""
-    with _fake(tmp_path_factory.mktemp("empty"), boot_delay=60, ATOLL_TEST_NO_GUEST="yes") as server:
+    with fake_installation(tmp_path_factory.mktemp("empty"), boot_delay=60, ATOLL_TEST_NO_GUEST="yes") as server:
         yield server
 
 
 @contextmanager
-def _fake(folder: Path, *, boot_delay: float, **more: str) -> Iterator[Server]:
+def fake_installation(folder: Path, *, boot_delay: float, **more: str) -> Iterator[Server]:
+    """The real web process and gateway on a node in memory, in that directory."""
     data = folder / "data"
     data.mkdir()
     port = free_port()
@@ -73,8 +88,12 @@ def _fake(folder: Path, *, boot_delay: float, **more: str) -> Iterator[Server]:
         **os.environ,
         "ATOLL_DATA": str(data),
         "PYTHONPATH": str(CHECKOUT),
+        # Its guests are agents on this host, and have what is in their image from the development environment
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ATOLL_TEST_BOOT_DELAY": str(boot_delay),
         "ATOLL_QUOTA_CREATES_PER_MINUTE": "0",
+        "ATOLL_EXPOSE_PORTS": free_ports(),
+        "ATOLL_SSH_PORT": str(free_port()),
         **more,
     }
     environment.pop("DJANGO_SETTINGS_MODULE", None)
@@ -94,7 +113,7 @@ def _fake(folder: Path, *, boot_delay: float, **more: str) -> Iterator[Server]:
         transport = httpx.HTTPTransport(retries=20)
         with httpx.Client(transport=transport) as client:
             assert client.get(f"{url}/healthz").status_code == 200
-        yield Server(url, json.loads(line), "fake", process.pid, environment)
+        yield Server(url, json.loads(line), "fake", process.pid, environment, data)
     finally:
         process.terminate()
         try:
@@ -116,7 +135,7 @@ def real_server(postgres: dict[str, Any]) -> Iterator[Server]:
     installation = Installation(folder / "data", settings={"DATABASE_URL": database})
     installation.start()
     try:
-        yield Server(installation.url, {"home": installation.token}, "real", installation.pid)
+        yield Server(installation.url, {"home": installation.token}, "real", installation.pid, data=folder / "data")
     finally:
         installation.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,9 +24,12 @@ def main(port: int) -> None:
         (data / folder).mkdir(parents=True, exist_ok=True)
     # As vm/host/provision.py makes it for an installation
     (data / "keys" / "secrets.key").write_text(secrets.token_urlsafe(48))
+    _certificate()
     from django.core.management import call_command
 
     from ide.asgi import application
+    from ide.env import env
+    from ide.gateway.server import GatewayConfig, gateway
     from ide.server import serve
 
     call_command("migrate", verbosity=0)
@@ -68,6 +71,7 @@ def main(port: int) -> None:
     node = kind(boot_delay=float(os.environ.get("ATOLL_TEST_BOOT_DELAY", "0.2")))
     runtime.use(lambda: node)
     started = False
+    listening = asyncio.Event()
 
     async def turns() -> None:
         while True:
@@ -79,11 +83,29 @@ def main(port: int) -> None:
             await in_thread(hear)
             await egress_collect()
 
+    async def visitors() -> None:
+        """What `manage.py gateway` does, which needs this process's node."""
+        config = GatewayConfig(
+            bind="127.0.0.1",
+            certificate=env().gateway_certificate,
+            key=env().gateway_key,
+            ports=env().gateway_ports,
+            domain=env().expose_domain,
+            domain_port=env().expose_port,
+            ssh_ports=env().ssh_ports,
+            ssh_host_key=env().ssh_host_key,
+        )
+        async with gateway(config):
+            listening.set()
+            await asyncio.Event().wait()
+
     async def with_turns(scope: dict[str, Any], receive: Any, send: Any) -> None:
         nonlocal started
         if not started:
             started = True
             spawn(turns(), name="turns")
+            spawn(visitors(), name="gateway")
+            await listening.wait()
         await application(scope, receive, send)
 
     print(json.dumps(prepare()), flush=True)
@@ -91,6 +113,25 @@ def main(port: int) -> None:
         serve(with_turns, bind="127.0.0.1", port=port)
     finally:
         node.close()
+
+
+def _certificate() -> None:
+    """Certificate and host key, as vm/host/provision.py and ide/installation.py have them made."""
+    from ide.env import env
+    from vm.host.authority import authority_make, certificate_issue
+    from vm.host.provision import ssh_host_key_make
+
+    ssh_host_key_make(env().ssh_host_key, (os.getuid(), os.getgid()))
+    key = env().authority.with_suffix(".key")
+    authority_make(certificate=env().authority, key=key)
+    certificate_issue(
+        authority=env().authority,
+        authority_key=key,
+        names=env().gateway_names,
+        certificate=env().gateway_certificate,
+        key=env().gateway_key,
+        owner=(os.getuid(), os.getgid()),
+    )
 
 
 if __name__ == "__main__":

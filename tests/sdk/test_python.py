@@ -47,6 +47,12 @@ def run(sandbox: Any, command: str, *args: str, **options: Any) -> tuple[bytes, 
     return out, err, process.wait()
 
 
+def there(sandbox: Any, pid: int) -> bool:
+    """Whether the sandbox has that process."""
+    success: bool = run(sandbox, "test", "-e", f"/proc/{pid}")[2]["success"]
+    return success
+
+
 # -- secrets -----------------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +138,11 @@ def test_killed_process(sandbox: Any) -> None:
 def test_kill(sandbox: Any) -> None:
     """Leaving the context kills the process; killing one that ended is no error."""
     with sandbox.spawn("sleep", args=["100"]) as process:
-        assert process.pid > 0
+        assert there(sandbox, process.pid)
+    deadline = time.monotonic() + 10
+    while there(sandbox, process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     with sandbox.spawn("true") as process:
         process.wait()
 
@@ -235,7 +245,7 @@ def test_directories(sandbox: Any) -> None:
 
 
 def test_links_and_metadata(sandbox: Any) -> None:
-    """Symbolic links keep their target as written; chmod, truncate and utime take."""
+    """Symbolic links keep their target as written; chmod, truncate and utime take, chown as far as the user may."""
     sandbox.fs.write_text_file("target", "12345")
     sandbox.fs.symlink("target", "soft")
     sandbox.fs.link("target", "hard")
@@ -246,15 +256,35 @@ def test_links_and_metadata(sandbox: Any) -> None:
     assert sandbox.fs.real_path("soft").endswith("/target")
     sandbox.fs.chmod("target", 0o640)
     sandbox.fs.truncate("target", 2)
+    sandbox.fs.utime("target", "2019-01-02T03:04:05Z", "2020-01-02T03:04:05Z")
     info = sandbox.fs.stat("target")
     assert (info["mode"] & 0o777, info["size"]) == (0o640, 2)
+    assert (info["atime"], info["mtime"]) == ("2019-01-02T03:04:05.000Z", "2020-01-02T03:04:05.000Z")
+    if info["uid"]:
+        with pytest.raises(Exception, match="EPERM"):
+            sandbox.fs.chown("target", uid=0)
+    else:  # the node in memory runs its guests as root
+        sandbox.fs.chown("target", uid=12)
+        sandbox.fs.chown("target", gid=34)
+        assert [sandbox.fs.stat("target")[name] for name in ("uid", "gid")] == [12, 34]
+
+
+def test_umask(sandbox: Any) -> None:
+    """The mask before is the answer, and new files have the new one; without a mask it is asked for."""
+    before = sandbox.fs.umask(0o077)
+    sandbox.fs.write_text_file("masked", "")
+    assert sandbox.fs.umask() == 0o077
+    assert sandbox.fs.umask(before) == 0o077
+    sandbox.fs.write_text_file("unmasked", "")
+    assert [sandbox.fs.stat(name)["mode"] & 0o777 for name in ("masked", "unmasked")] == [0o600, 0o666 & ~before]
 
 
 def test_temporary_files(sandbox: Any) -> None:
-    """Below /tmp, with prefix and suffix."""
-    directory = sandbox.fs.make_temp_dir()
-    file = sandbox.fs.make_temp_file()
-    assert directory.startswith("/tmp/")
+    """Below /tmp or the directory that is asked for, with prefix and suffix."""
+    directory = sandbox.fs.make_temp_dir(prefix="pre-", suffix="-post")
+    file = sandbox.fs.make_temp_file(dir=directory, prefix="a", suffix=".txt")
+    assert re.fullmatch("/tmp/pre-.+-post", directory)
+    assert re.fullmatch(re.escape(directory) + r"/a.+\.txt", file)
     assert sandbox.fs.stat(directory)["is_directory"]
     assert sandbox.fs.stat(file)["is_file"]
     sandbox.fs.remove(file)
@@ -279,7 +309,7 @@ def test_walk_and_glob(sandbox: Any) -> None:
 
 
 def test_file_handles(sandbox: Any) -> None:
-    """Read, write, seek, truncate, lock, stat; the end of a file is empty bytes."""
+    """Read, write, seek, truncate, lock, sync, utime, stat; the end of a file is empty bytes."""
     with sandbox.fs.create("handle") as file:
         assert file.write(b"0123456789") == 10
         assert file.seek(2, 0) == 2
@@ -288,7 +318,11 @@ def test_file_handles(sandbox: Any) -> None:
         file.lock(True)
         file.unlock()
         file.sync()
-        assert file.stat()["size"] == 5
+        file.sync_data()
+        file.utime(1, 1577934245)
+        info = file.stat()
+        assert info["size"] == 5
+        assert (info["atime"], info["mtime"]) == ("1970-01-01T00:00:01.000Z", "2020-01-02T03:04:05.000Z")
         assert file.read(10) == b""
 
 
@@ -338,15 +372,28 @@ def test_wrong_parameters(sandbox: Any) -> None:
     assert "- Path: path," in str(raised.value)
 
 
-def test_line_of_100_mb(sandbox: Any) -> None:
-    """One line of 100 MB on stdout costs its reader only: a neighbour answers meanwhile, and the next call works."""
+def test_line_of_100_mb(environment: Server, sandbox: Any) -> None:
+    """One line of 100 MB on stdout costs its reader only: we hold little of it, a neighbour answers, and so does it."""
     with DenoDeploy().sandbox.create() as neighbour:
+        before = {pid: memory(pid, "VmRSS") for pid in environment.pids()}
+        assert before
+        for pid in before:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is that from now on
         process = sandbox.spawn("sh", args=["-c", "head -c 100000000 /dev/zero | tr '\\0' x"], stdout="piped")
         assert run(neighbour, "echo", "meanwhile")[0] == b"meanwhile\n"
         assert len(process.stdout.read()) == 100_000_000
         assert run(neighbour, "echo", "after")[0] == b"after\n"
+        grown = {pid: memory(pid, "VmHWM") - was for pid, was in before.items()}
+        assert max(grown.values()) < 64, grown
     assert process.wait()["success"]
     assert run(sandbox, "echo", "alive")[0] == b"alive\n"
+
+
+def memory(pid: int, kind: str) -> int:
+    """MiB of a process: VmRSS is what it has, VmHWM what it had at most."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) // 1024
 
 
 # -- lifetime ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from vm.egress.journal import Verdict
+from vm.egress.journal import Passage, Verdict
 from vm.egress.peek import Claim
 from vm.egress.policy import Address, Decision, Host
 from vm.egress.splice import Side
@@ -61,6 +61,29 @@ class Connection:
             self.ended.set()
             self.news.set()
 
+    def passage(self) -> Passage:
+        """What is written down of it when it is over."""
+        decision = self.decision or Decision(False, "", "the client went away")
+        return Passage(
+            began=self.began,
+            host=str(self.host),
+            port=self.port,
+            verdict=self.verdict or (Verdict.ALLOWED if decision.allowed else Verdict.FAILED),
+            rule=decision.rule,
+            detail=decision.sentence,
+            sent=self.guest.counted if self.guest is not None else 0,
+            received=self.upstream.counted if self.upstream is not None else 0,
+            seconds=round(time.monotonic() - self.began_at, 3),
+        )
+
+    def part(self) -> None:
+        """Let go of whom the guest was to talk to; its own end stays, with all that it said. Repeatable."""
+        if self.guest is not None:
+            self.guest.part()
+        if self.upstream is not None:
+            self.upstream.reset()
+            self.upstream = None
+
     def reset(self) -> None:
         """End it so that both ends see an error. Repeatable."""
         for side in (self.guest, self.upstream):
@@ -70,7 +93,10 @@ class Connection:
 
 def always_refused(host: Host, port: int, what: str) -> Decision:
     """The decision about what no policy opens."""
-    said = f"{host}:{port} is refused: it is {what}. Only the administrator of this installation can open it."
+    said = (
+        f"{host}:{port} is refused: it is {what}. Only the administrator of this installation can open it, "
+        "to sandboxes that have a list of what they may reach."
+    )
     return Decision(False, "always refused", said)
 
 

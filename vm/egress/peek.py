@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address
 from urllib.parse import urlsplit
 
@@ -14,11 +16,24 @@ MAX_PEEK = 32_768
 _MAX_RECORDS = 64
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([\x21-\x7e]+) (HTTP/1\.[01])")
+_BEGINNING = re.compile(
+    rb"[\r\n\t ]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]{0,64}\Z"
+    rb"|[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}[ \t\v\f]+(?P<rest>[^\n\0]*)(?P<end>\n)?)"
+)
+"""What may become, or is, the first line of a request, as loosely as any server reads one: a method, then a target."""
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 
 
 class Unreadable(ValueError):
     """It is not what it must be on this port; the message says why, to people."""
+
+
+class Speech(Enum):
+    """What a client speaks. HTTP of any version that is not within TLS."""
+
+    TLS = "TLS"
+    HTTP = "HTTP"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +69,25 @@ def read_hello(data: bytes | bytearray) -> Claim | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The head of an HTTP/1 request: whom it is for, where it ends, how its body is framed."""
+
+    claim: Claim
+    end: int
+    length: int
+    chunked: bool
+    upgrade: bool
+
+
 def read_head(data: bytes | bytearray) -> Claim | None:
     """The host of an HTTP/1 request. None: more is needed. Unreadable, also where it names none, or several."""
+    request = read_request(data)
+    return request.claim if request is not None else None
+
+
+def read_request(data: bytes | bytearray) -> Request | None:
+    """The head of an HTTP/1 request. None: more is needed. Unreadable, also where servers could read it in two ways."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         if len(data) > MAX_PEEK or b"\n\n" in data or data[:1].isspace():
@@ -65,16 +97,30 @@ def read_head(data: bytes | bytearray) -> Claim | None:
     line = _LINE.fullmatch(first)
     if line is None:
         raise Unreadable("what the client sent is not an HTTP/1 request")
-    hosts = []
+    found: dict[bytes, list[bytes]] = {}
     for field in fields:
         parts = _FIELD.fullmatch(field)
         if parts is None:
             raise Unreadable("a header of the request cannot be read")
-        if parts[1].lower() == b"host":
-            hosts.append(parts[2].decode("latin-1"))
+        found.setdefault(parts[1].lower(), []).append(parts[2])
+    length, chunked = _framing(found, old=line[3] == b"HTTP/1.0")
+    return Request(_meant(line, found.get(b"host", [])), end + 4, length, chunked, b"upgrade" in found)
+
+
+def _framing(fields: Mapping[bytes, Sequence[bytes]], *, old: bool) -> tuple[int, bool]:
+    """The length of a body, and whether it comes in chunks instead."""
+    lengths, codings = fields.get(b"content-length", []), fields.get(b"transfer-encoding", [])
+    if codings and not lengths and not old and [coding.lower() for coding in codings] == [b"chunked"]:
+        return 0, True
+    if codings or len(lengths) > 1 or not all(re.fullmatch(rb"[0-9]{1,18}", length) for length in lengths):
+        raise Unreadable("how long the request is cannot be read")
+    return int(lengths[0]) if lengths else 0, False
+
+
+def _meant(line: re.Match[bytes], hosts: Sequence[bytes]) -> Claim:
     if len(hosts) != 1:
         raise Unreadable("the request must name one host in its Host header")
-    claim = _authority(hosts[0])
+    claim = _authority(hosts[0].decode("latin-1"))
     method, target = line[1], line[2].decode("ascii")
     if method == b"CONNECT":
         raise Unreadable("CONNECT is not for a server, but for a proxy")
@@ -86,6 +132,31 @@ def read_head(data: bytes | bytearray) -> Claim | None:
         if other.scheme.lower() != "http" or _authority(other.netloc).host != claim.host:
             raise Unreadable("the request's target is another host than its Host header")
     return claim
+
+
+def speech(data: bytes | bytearray) -> Speech | None:
+    """What a client speaks that begins like this. None: more is needed."""
+    first = data[:1]
+    if first >= b"\x80":
+        # The ClientHello of SSL 2 names no host, and servers take it as the beginning of TLS to this day
+        return None if len(data) < 4 else Speech.TLS if data[2:4] == b"\x01\x03" else Speech.OTHER
+    if first == bytes([_HANDSHAKE]):
+        return None if len(data) < 2 else Speech.TLS if data[1] == 3 else Speech.OTHER
+    begun = _BEGINNING.match(data)
+    if begun is None:
+        return Speech.OTHER
+    rest, end = begun["rest"], begun["end"]
+    if end is None:
+        if begun.end() < len(data):
+            return Speech.OTHER
+        return Speech.HTTP if len(data) > MAX_PEEK else None
+    bare = rest.lower().startswith((b"/", b"http://", b"https://"))
+    return Speech.HTTP if bare or b"HTTP/" in rest.upper() else Speech.OTHER
+
+
+def is_http2(data: bytes | bytearray) -> bool:
+    """Whether it begins HTTP/2 at once, as between those who know that of each other."""
+    return data.startswith(b"PRI * HTTP/2.0\r\n")
 
 
 def looks_like_http(data: bytes | bytearray) -> bool:

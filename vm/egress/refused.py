@@ -21,6 +21,7 @@ _NETWORKS = tuple(
         ("100.64.0.0/10", "carrier-grade NAT"),
         ("169.254.0.0/16", "link-local"),
         ("192.0.0.0/24", "protocol assignments"),
+        ("198.18.0.0/15", "benchmarking"),
         ("224.0.0.0/4", "multicast"),
         ("255.255.255.255/32", "broadcast"),
         ("240.0.0.0/4", "reserved"),
@@ -34,7 +35,7 @@ _NETWORKS = tuple(
         ("100::/64", "discard"),
     )
 )
-_TRANSLATED = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
+_TRANSLATED = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"), ip_network("::ffff:0:0:0/96"))
 _COMPATIBLE = ip_network("::/96")
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
@@ -53,18 +54,21 @@ class Refusals:
         """Whether the administrator opened something by that name, on any port."""
         return any(rule.name == name and not rule.below for rule in self._opened)
 
-    def of_name(self, name: str, port: int) -> str | None:
-        """What a name stands for that is always refused; None if nothing."""
-        if self._is_opened(name, port):
+    def of_name(self, name: str, port: int, *, listed: bool = True) -> str | None:
+        """What a name stands for that is always refused; None if nothing. What was opened must be `listed` as well."""
+        if listed and self._is_opened(name, port):
             return None
         if name in _METADATA_NAMES:
             return "a cloud's metadata"
         return "loopback" if name == "localhost" or name.endswith(".localhost") else None
 
-    def of_address(self, address: Address, port: int, name: str = "") -> str | None:
-        """What an address (that `name` resolved to) is, if it is always refused; None if it is not."""
+    def of_address(self, address: Address, port: int, name: str = "", *, listed: bool = True) -> str | None:
+        """What an address (that `name` resolved to) is, if it is always refused; None if it is not.
+
+        `listed`: the sandbox has a list of what it may reach, without which nothing is open to it that was opened.
+        """
         address = plain(address)
-        if self._is_opened(address, port) or (name and self._is_opened(name, port)):
+        if listed and (self._is_opened(address, port) or (name and self._is_opened(name, port))):
             return None
         for one in _meant(address):
             for network, what in _NETWORKS:

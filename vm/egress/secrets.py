@@ -71,6 +71,10 @@ class Bindings:
         """Those that may go to this destination."""
         return tuple(secret for secret, rules in self._rules if any(rule.matches(host, port) for rule in rules))
 
+    def any_on(self, port: int) -> bool:
+        """Whether any of them may go to some host there."""
+        return any(rule.port in (None, port) for _secret, rules in self._rules for rule in rules)
+
 
 def placeholders_in(data: bytes | bytearray) -> list[str]:
     """What in there looks like a placeholder, whoever's it is."""

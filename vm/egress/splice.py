@@ -1,7 +1,8 @@
 """The two ends of one connection: each passes on what it gets as fast as the other takes it, and holds next to nothing.
 
 All ends share one buffer: what the peer takes at once is never copied, and only what it does not take is kept, which
-stops the reading until it is gone.
+stops the reading until it is gone. The larger a read, the less a byte costs; so that peers who take nothing cannot have
+much kept for them, reads are small once all ends together keep `_MUCH`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,42 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from vm.egress.peek import MAX_PEEK
+from vm.egress.peek import MAX_PEEK, Unreadable
+from vm.egress.requests import Requests
+from vm.egress.turns import Share
 
-_ROOM = 131_072
+_ROOM = 524_288
+_SMALL = 65_536
+_LITTLE = 4096  # where it is others' turn
+_MUCH = 16 * 2**20
 _buffer = memoryview(bytearray(_ROOM))
 _LINGER = struct.pack("ii", 1, 0)
 
 
 class Side(asyncio.BufferedProtocol):
-    """One end. Until it is joined to another it collects a little of what it gets in `held`.
+    """One end. Until it is joined to another it collects a little of what it gets in `held`; it may hear it before.
 
     `gone` is called once when its connection is no more.
     """
 
-    __slots__ = ("_eof", "_gone", "_sock", "_waiter", "closed", "counted", "held", "peer", "touched", "transport")
+    __slots__ = (
+        *("_eof", "_gone", "_kept", "_objection", "_parked", "_passed", "_requests", "_share", "_sock", "_waiter"),
+        *("closed", "counted", "held", "peer", "touched", "transport"),
+    )
+    kept = 0
+    """Bytes that all ends together were sent and have not taken yet."""
 
-    def __init__(self, sock: socket.socket, gone: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, gone: Callable[[], None], share: Share | None = None) -> None:
         self._sock = sock
         self._gone = gone
         self._waiter: asyncio.Future[None] | None = None
         self._eof = False
+        self._kept = 0
+        self._share = share
+        self._parked = False
+        self._passed = 0  # bytes of what is held that the other end has already
+        self._requests: Requests | None = None
+        self._objection: Callable[[Unreadable], None] | None = None
         self.held: bytearray | None = bytearray()
         self.peer: Side | None = None
         self.transport: asyncio.Transport | None = None
@@ -43,9 +60,9 @@ class Side(asyncio.BufferedProtocol):
 
     # -- before it is joined
 
-    async def more(self, timeout: float) -> bool:
+    async def more(self, timeout: float | None) -> bool:
         """Wait until more is held than now; False if nothing more comes in time, or at all."""
-        if self._eof or self.closed:
+        if self.ended:
             return False
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -55,24 +72,56 @@ class Side(asyncio.BufferedProtocol):
             return False
         finally:
             self._waiter = None
-        return not self._eof and not self.closed
+        return not self.ended
+
+    def hear(self, other: Side) -> None:
+        """From now on what the other gets is this one's, whose own is still held."""
+        self.peer, other.peer = other, self
+        other._release()
+
+    def let_pass(self) -> None:
+        """Let the other end have what is held by now; it stays here as well, to be read with what comes after it."""
+        if self.held is not None and len(self.held) > self._passed:
+            self._pass_on(memoryview(bytes(self.held[self._passed :])))
+            self._passed = len(self.held)
+
+    def part(self) -> None:
+        """Hear nobody, whose end is reset; all that is held is as if nobody had had any of it. Repeatable."""
+        peer, self.peer, self._passed = self.peer, None, 0
+        if peer is not None:
+            peer.peer = None
+            peer.reset()
+
+    def follow(self, requests: Requests, objection: Callable[[Unreadable], None]) -> None:
+        """Once it is joined, pass on no more than may pass of a client's requests; `objection` is told what ends it."""
+        self._requests, self._objection = requests, objection
 
     def join(self, other: Side) -> None:
         """From now on what either gets is the other's."""
         self.peer, other.peer = other, self
         for one in (self, other):
-            held, one.held = one.held, None
-            if held:
-                one._pass_on(memoryview(bytes(held)))
-            if one._eof:
-                one._pass_end()
-            elif one.transport is not None and not one.transport.is_closing() and not one._full:
-                one.transport.resume_reading()
+            one._release()
+
+    def _release(self) -> None:
+        held, self.held = self.held, None
+        if held and self._requests is not None:
+            self._look(lambda requests: requests.feed(held)[self._passed :])
+        elif held and len(held) > self._passed:
+            self._pass_on(memoryview(bytes(held[self._passed :])))
+        if self._eof:
+            self._pass_end()
+        elif self.transport is not None and not self.transport.is_closing() and not self._full and not self._parked:
+            self.transport.resume_reading()
 
     @property
     def _full(self) -> bool:
         peer = self.peer
         return peer is not None and peer.transport is not None and peer.transport.get_write_buffer_size() > 0
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more comes in here: whoever sent has closed it, or will not send again."""
+        return self._eof or self.closed
 
     # -- ending
 
@@ -107,23 +156,35 @@ class Side(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return _buffer
+        if self.held is not None:
+            return _buffer[: max(1, MAX_PEEK + 1 - len(self.held))]
+        if self._share is not None and self._share.spent:
+            return _buffer[:_LITTLE]
+        return _buffer if Side.kept < _MUCH else _buffer[:_SMALL]
 
     def buffer_updated(self, nbytes: int) -> None:
         """They are there."""
         self.counted += nbytes
-        if self.peer is not None:
-            self._pass_on(_buffer[:nbytes])
-        elif self.held is not None:
+        if self.held is not None:
             self.held += _buffer[:nbytes]
             if len(self.held) > MAX_PEEK and self.transport is not None:
                 self.transport.pause_reading()
+        elif self.peer is not None:
+            data = _buffer[:nbytes]
+            if self.peer._requests is not None and self.peer._requests.asks:
+                self.peer._look(lambda requests: requests.answered(data))
+            if self._requests is None or self._requests.let_by(nbytes):
+                self._pass_on(data)
+            else:
+                self._look(lambda requests: requests.feed(data))
+            if self._share is not None:
+                self._share.spend(self, nbytes)
         self._wake()
 
     def eof_received(self) -> bool:
         """Nothing more comes in here; what goes out may go on."""
         self._eof = True
-        if self.peer is not None:
+        if self.held is None and self.peer is not None:
             self._pass_end()
         self._wake()
         return True
@@ -135,15 +196,33 @@ class Side(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         """This end took everything."""
+        self._keep(-self._kept)
         peer = self.peer
         if peer is None or peer.transport is None or peer.transport.is_closing():
             return
-        if not peer._eof:
+        if not peer._eof and not peer._parked:
             peer.transport.resume_reading()
+
+    # -- turns
+
+    def park(self) -> None:
+        """Read nothing until the others have had their turn."""
+        self._parked = True
+        if self.transport is not None and not self.transport.is_closing() and not self._eof:
+            self.transport.pause_reading()
+
+    def unpark(self) -> None:
+        """Read again, if the other end takes anything."""
+        self._parked = False
+        if self.transport is not None and not self.transport.is_closing() and not self._eof and not self._full:
+            self.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is over."""
         self.closed = True
+        self._keep(-self._kept)
+        if self._share is not None:
+            self._share.leave(self)
         self._wake()
         if self.peer is not None and not self.peer.closed:
             if error is not None:
@@ -169,13 +248,25 @@ class Side(asyncio.BufferedProtocol):
                 # asyncio finds the same, and tells of it
                 sent = 0
         if sent < len(data):
+            peer._keep(len(data) - sent)
             peer.transport.write(bytes(data[sent:]))
+
+    def _look(self, passing: Callable[[Requests], bytes]) -> None:
+        if self._requests is not None and self._objection is not None:
+            try:
+                self._pass_on(memoryview(passing(self._requests)))
+            except Unreadable as error:
+                self._objection(error)
+
+    def _keep(self, count: int) -> None:
+        self._kept += count
+        Side.kept += count
 
     def _pass_end(self) -> None:
         peer = self.peer
         if peer is None or peer.transport is None or peer.closed:
             return
-        if peer._eof:
+        if peer._eof and peer.held is None:
             # Both have ended: each goes once its last bytes have
             peer.close()
             self.close()

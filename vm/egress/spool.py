@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vm.api import PassageBatch, PassageEntry
-from vm.egress.journal import Passage, passage_from_json, passage_to_json
+from vm.egress.journal import Kind, Passage, passage_from_json, passage_to_json
 
 log = logging.getLogger("atoll.egress")
 
@@ -47,7 +47,7 @@ class Spool:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._waiting: list[tuple[str, Passage]] = []
-        self._shares: Counter[str] = Counter()
+        self._shares: Counter[tuple[str, bool]] = Counter()
         self._some = threading.Event()
         self._closing = threading.Event()
         self._writer: threading.Thread | None = None
@@ -57,12 +57,14 @@ class Spool:
 
     def add(self, machine: str, passage: Passage) -> None:
         """Keep it: within a quarter of a second it is written. Beyond what can be, it is counted as dropped."""
+        # A machine's own flood must not hide its alerts
+        share = machine, passage.kind is Kind.ALERT
         with self._lock:
-            if len(self._waiting) >= _WAITING or self._shares[machine] >= _SHARE:
+            if len(self._waiting) >= _WAITING or self._shares[share] >= _SHARE:
                 self._dropped += 1
                 return
             self._waiting.append((machine, passage))
-            self._shares[machine] += 1
+            self._shares[share] += 1
             if self._writer is None and not self._closing.is_set():
                 self._writer = threading.Thread(target=self._write_on, name="egress spool", daemon=True)
                 self._writer.start()

@@ -6,18 +6,23 @@ import asyncio
 import secrets
 import socket
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv6Address
 
+from vm.background import spawn
 from vm.egress import dns
 from vm.egress.policy import Address
 from vm.egress.refused import address_of
 
 _LOOKUP = 10.0  # seconds
+_THREADS = 128  # each stands for a lookup that the system does, however long it takes
 _TRY = 2.0
 _DIAL = 5.0
+_STAGGER = 0.25  # seconds after which the next address of a host is tried beside the one before
 _FRESH = 5.0  # seconds for which an answer is not asked for again
+_ANSWERING = 30.0  # seconds for which the address of a host that answered is taken again
 _KNOWN = 4096
 
 
@@ -30,21 +35,28 @@ class Upstream:
 
     def __init__(self, server: tuple[str, int] | None = None) -> None:
         self._server = server
-        self._pool = ThreadPoolExecutor(32, thread_name_prefix="lookup")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
         self._known: dict[str, tuple[float, list[Address]]] = {}
+        self._answered: dict[tuple[tuple[Address, ...], int], tuple[float, Address]] = {}
 
     def close(self) -> None:
         """Look nothing up any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def resolve(self, name: str) -> list[Address]:
-        """The addresses of a folded name, IPv4 first; at least one. NotFound."""
-        until, found = self._known.get(name, (0.0, []))
-        if time.monotonic() < until:
+    async def resolve(self, name: str, places: asyncio.Semaphore) -> list[Address]:
+        """The addresses of a folded name, IPv4 first; at least one. NotFound.
+
+        `places` are those of whoever asks: one is taken until the lookup has ended, even where nobody waits any more.
+        """
+        if found := self._fresh(name):
+            return found
+        await places.acquire()
+        if found := self._fresh(name):
+            places.release()
             return found
         try:
             async with asyncio.timeout(_LOOKUP):
-                found = await (self._ask_system(name) if self._server is None else self._ask(name, self._server))
+                found = await self._looked_up(name, places.release)
         except TimeoutError as error:
             raise NotFound(f"nobody said in time which address {name} has") from error
         if not found:
@@ -68,13 +80,78 @@ class Upstream:
             raise
         return sock
 
-    async def _ask_system(self, name: str) -> list[Address]:
-        def look() -> list[Address]:
-            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-            return [address_of(str(entry[4][0])) for entry in found]
+    async def dial_any(self, addresses: Sequence[Address], port: int) -> tuple[Address, socket.socket]:
+        """The first of these to answer, and a socket connected to it; each later one has a moment less. OSError,
 
+        TimeoutError: what the last one to fail said.
+        """
+        left, failure = list(addresses), OSError("it has no address")
+        trying: dict[asyncio.Task[socket.socket | OSError], Address] = {}
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, look)
+            while left or trying:
+                if left:
+                    address = left.pop(0)
+                    trying[spawn(self._try(address, port), name="dialling")] = address
+                done, _ = await asyncio.wait(
+                    trying, timeout=_STAGGER if left else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if isinstance(result := task.result(), OSError):
+                        failure = result
+                        del trying[task]
+                    else:
+                        return trying.pop(task), result
+            raise failure
+        finally:
+            for task in trying:
+                task.cancel()
+                task.add_done_callback(_drop)
+
+    async def _try(self, address: Address, port: int) -> socket.socket | OSError:
+        try:
+            return await self.dial(address, port)
+        except OSError as error:  # a TimeoutError is one
+            return error
+
+    async def answering(self, addresses: Sequence[Address], port: int) -> Address:
+        """One of these that takes connections, where there is a choice; the first one where none does."""
+        if len(addresses) == 1:
+            return addresses[0]
+        key = tuple(addresses), port
+        until, found = self._answered.get(key, (0.0, addresses[0]))
+        if time.monotonic() < until:
+            return found
+        try:
+            found, sock = await self.dial_any(addresses, port)
+        except OSError:
+            return addresses[0]
+        sock.close()
+        if len(self._answered) >= _KNOWN:
+            self._answered.clear()
+        self._answered[key] = (time.monotonic() + _ANSWERING, found)
+        return found
+
+    def _fresh(self, name: str) -> list[Address]:
+        until, found = self._known.get(name, (0.0, []))
+        return found if time.monotonic() < until else []
+
+    async def _looked_up(self, name: str, ended: Callable[[], None]) -> list[Address]:
+        if self._server is not None:
+            try:
+                return await self._ask(name, self._server)
+            finally:
+                ended()
+        loop = asyncio.get_running_loop()
+
+        def tell(_looking: object) -> None:
+            with suppress(RuntimeError):  # the loop is no more
+                loop.call_soon_threadsafe(ended)
+
+        # The system's lookup goes on in its thread when nobody waits for it any more
+        looking = self._pool.submit(_ask_system, name)
+        looking.add_done_callback(tell)
+        try:
+            return await asyncio.wrap_future(looking)
         except OSError as error:
             raise NotFound(f"{name} has no address ({error.strerror})") from error
 
@@ -92,6 +169,17 @@ class Upstream:
                         answer = await _over_tcp(asked, server)
                     return list(answer.addresses)
         raise NotFound(f"the resolver did not say which address {name} has")
+
+
+def _ask_system(name: str) -> list[Address]:
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return [address_of(str(entry[4][0])) for entry in found]
+
+
+def _drop(task: asyncio.Task[socket.socket | OSError]) -> None:
+    # Two answered at once
+    if not task.cancelled() and isinstance(result := task.result(), socket.socket):
+        result.close()
 
 
 async def _over_udp(asked: bytes, server: tuple[str, int]) -> dns.Answer:

@@ -23,8 +23,9 @@ class GuestCall:
     the output or `records`. Every method raises StreamReset when the call broke off.
     """
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, *, longest: int = MAX_REPLY) -> None:
         self._stream = stream
+        self._longest = longest
 
     @classmethod
     async def begin(
@@ -35,8 +36,11 @@ class GuestCall:
         *,
         session: str | None = None,
         more: bool = False,
+        longest: int = MAX_REPLY,
     ) -> GuestCall:
         """Send the request on a fresh stream; `more` says that input follows, otherwise it is ended at once.
+
+        No record of more than `longest` bytes is read.
 
         ValueError for a request over MAX_REQUEST. The stream is given up when the request cannot be sent.
         """
@@ -51,7 +55,7 @@ class GuestCall:
         except BaseException:
             await stream.abort()
             raise
-        return cls(stream)
+        return cls(stream, longest=longest)
 
     async def reply(self) -> dict[str, Any]:
         """The agent's reply record: {"ok"}, {"error"}, {"unknown"} or {"invalid"}."""
@@ -96,12 +100,12 @@ class GuestCall:
         if not head:
             return None
         (length,) = _LENGTH.unpack(head)
-        if length > MAX_REPLY:
+        if length > self._longest:
             raise StreamReset(f"the agent sent a record of {length} bytes")
         try:
             return json.loads(await self._exactly(length))
-        except ValueError as error:
-            raise StreamReset("the agent sent a record that is no JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise StreamReset("the agent sent a record that is no JSON, or nested too deeply") from error
 
     async def _exactly(self, count: int) -> bytes:
         pieces = []
@@ -118,8 +122,13 @@ class GuestCall:
 
 
 async def call(
-    stream: ByteStream, method: str, params: Mapping[str, Any] | None = None, *, session: str | None = None
+    stream: ByteStream,
+    method: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    session: str | None = None,
+    longest: int = MAX_REPLY,
 ) -> dict[str, Any]:
-    """The reply to a call without input or output."""
-    async with await GuestCall.begin(stream, method, params, session=session) as under_way:
+    """The reply to a call without input or output. StreamReset for one of more than `longest` bytes."""
+    async with await GuestCall.begin(stream, method, params, session=session, longest=longest) as under_way:
         return await under_way.reply()

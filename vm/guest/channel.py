@@ -33,6 +33,7 @@ from vm.guest.frames import (
 )
 
 MAX_OPEN = 512  # streams per machine, each holding at most a window: the most a stalled reader can make us keep
+RESERVED = 16  # of them, for what the node itself asks: it must not take a machine for lost because it is much used
 _READ = 131_072  # bytes taken from the socket in one turn of the event loop, so that no guest holds it for long
 _HIGH, _LOW = 524_288, 131_072  # unsent bytes between which writers wait
 _UNSENT_LIMIT = 4 * 2**20  # a guest that sends but never reads is cut off here
@@ -270,10 +271,10 @@ class _Link(asyncio.BufferedProtocol):
 
     # -- what streams ask for
 
-    def open(self) -> GuestStream:
-        """A new stream. HostFull when the machine has MAX_OPEN of them."""
-        if len(self._streams) >= MAX_OPEN:
-            raise HostFull(f"this machine has {MAX_OPEN} open streams already")
+    def open(self, *, own: bool) -> GuestStream:
+        """A new stream. HostFull when the machine has as many as it may."""
+        if len(self._streams) >= (most := MAX_OPEN if own else MAX_OPEN - RESERVED):
+            raise HostFull(f"this machine has {most} open streams already")
         try:
             number, frame = self._mux.open()
         except ProtocolError as error:
@@ -334,12 +335,12 @@ class Channel:
         """Whether streams can be opened now."""
         return self._up.is_set() and self._link is not None and not self._link.closed.done()
 
-    async def open(self, *, timeout: float = 5.0, early: bool = False) -> GuestStream:
+    async def open(self, *, timeout: float = 5.0, early: bool = False, own: bool = False) -> GuestStream:
         """A new stream, waiting up to `timeout` seconds for the link; `early`: not for its agent to answer, too.
 
         What is sent early follows the preamble, and is read as soon as that is: it spares a guest that was just
-        restored a round trip. StreamReset if no link comes, MachineGone if the channel is closed, HostFull above
-        MAX_OPEN.
+        restored a round trip. `own`: for the node itself, which may take what is RESERVED. StreamReset if no link
+        comes, MachineGone if the channel is closed, HostFull when there are too many.
         """
         there = self._begun if early else self._up
         with contextlib.suppress(TimeoutError):
@@ -349,7 +350,7 @@ class Channel:
                     if self._closed:
                         raise MachineGone("the machine is not running")
                     if self._link is not None and not self._link.closed.done():
-                        return self._link.open()
+                        return self._link.open(own=own)
                     # It has failed, and its keeper has not had its turn yet
                     self._no_link()
         raise StreamReset("the machine's agent does not answer")

@@ -1,9 +1,9 @@
 """Starts a program as a service user who may see the application even where it lies below a closed directory.
 
-`python -m vm.host.confine USER -- ARGV...` (as root) gives up root for good, then executes ARGV. A checkout or an
-interpreter often lies in somebody's home (mode 0700): then the process gets a mount namespace in which the closed
-directory is an empty one with just those trees in it, as systemd's ProtectHome=tmpfs does; the rest of that home is out
-of its reach.
+`python -m vm.host.confine USER [--low-ports] -- ARGV...` (as root) gives up root for good, then executes ARGV. A
+checkout or an interpreter often lies in somebody's home (mode 0700): then the process gets a mount namespace in which
+the closed directory is an empty one with just those trees in it, as systemd's ProtectHome=tmpfs does; the rest of that
+home is out of its reach.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import pwd
 import resource
 import stat
+import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,9 @@ from pathlib import Path
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGTERM = 15
+_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2
+_CAP_NET_BIND_SERVICE = 10
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,8 +85,29 @@ def undumpable() -> None:
         raise OSError(error, os.strerror(error), "PR_SET_DUMPABLE")
 
 
-def become(user: str) -> None:
-    """Give up root for `user`, for good; the program ends with its parent and leaves no core dump."""
+def set_capabilities(mask: int) -> None:
+    """Have exactly these, to use and to pass on; 0: none, for good. OSError."""
+    # struct __user_cap_header_struct, and two of __user_cap_data_struct: effective, permitted, inheritable
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    if _libc.capset(header, struct.pack("6I", mask, mask, mask, 0, 0, 0)) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "capset")
+
+
+def _keep_low_ports() -> None:
+    """Let the program bind ports below 1024, and nothing else of what root may; for nobody where root may not."""
+    try:
+        set_capabilities(1 << _CAP_NET_BIND_SERVICE)
+    except OSError:
+        return
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_NET_BIND_SERVICE, 0, 0)
+
+
+def become(user: str, *, low_ports: bool = False) -> None:
+    """Give up root for `user`, for good; the program ends with its parent and leaves no core dump.
+
+    `low_ports`: it may still bind ports below 1024, until it calls `set_capabilities(0)`.
+    """
     record = pwd.getpwnam(user)
     groups = os.getgrouplist(user, record.pw_gid)
     where = Path.cwd().resolve()
@@ -97,7 +122,11 @@ def become(user: str) -> None:
         os.chdir(where)
     os.setgroups(groups)
     os.setresgid(record.pw_gid, record.pw_gid, record.pw_gid)
+    if low_ports:
+        _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setresuid(record.pw_uid, record.pw_uid, record.pw_uid)
+    if low_ports:
+        _keep_low_ports()
     for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_PDEATHSIG, _SIGTERM)):
         _libc.prctl(option, value, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # unlike prctl's, this holds after the exec
@@ -105,11 +134,13 @@ def become(user: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point of `python -m vm.host.confine USER -- ARGV...`."""
-    user, separator, *command = argv
+    """Entry point of `python -m vm.host.confine USER [--low-ports] -- ARGV...`."""
+    user, *rest = argv
+    low_ports = rest[:1] == ["--low-ports"]
+    separator, *command = rest[low_ports:] or [""]
     if separator != "--" or not command:
-        raise SystemExit("usage: python -m vm.host.confine USER -- ARGV...")
-    become(user)
+        raise SystemExit("usage: python -m vm.host.confine USER [--low-ports] -- ARGV...")
+    become(user, low_ports=low_ports)
     os.execvp(command[0], command)  # noqa: S606 (no shell is wanted)
 
 

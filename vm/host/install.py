@@ -54,7 +54,10 @@ NO_NETWORK = (
     *("failed to establish a new connection", "client error (connect)"),
     *("enotfound", "eai_again", "enetunreach", "econnrefused", "etimedout"),
 )
-TEST_PACKAGES = ["chromium", "fonts-dejavu-core", "fonts-noto-color-emoji", "postgresql"]
+TEST_PACKAGES = [
+    *("chromium", "fonts-dejavu-core", "fonts-noto-color-emoji", "haproxy", "postgresql"),
+    *("git", "openssh-client", "openssh-sftp-server", "rsync", "sshfs"),
+]
 
 
 class Failed(Exception):
@@ -230,7 +233,10 @@ def environment(*, tests: bool) -> None:
         if not version_of(VENV / "bin" / "python"):
             python = interpreter()
             step.run(program, "venv", "--clear", "--python", python or "3.13", VENV)
-        step.run(program, "pip", "sync", "--python", VENV / "bin" / "python", ROOT / f"{lock}.lock")
+        # web and worker may not write into it: uncompiled, they would compile all that they import at every start
+        step.run(
+            program, "pip", "sync", "--compile-bytecode", "--python", VENV / "bin" / "python", ROOT / f"{lock}.lock"
+        )
         stamp.write_text(stamps[lock])
 
 
@@ -246,7 +252,7 @@ def interceptor() -> None:
     with Step("the interceptor's Python environment") as step:
         if not version_of(python):
             step.run(program, "venv", "--clear", "--python", VENV / "bin" / "python", INTERCEPTOR)
-        step.run(program, "pip", "sync", "--require-hashes", "--python", python, lock)
+        step.run(program, "pip", "sync", "--compile-bytecode", "--require-hashes", "--python", python, lock)
         stamp.write_text(wanted)
 
 

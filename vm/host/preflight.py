@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from vm.host import kvm
+from vm.host import cgroups, kvm
 from vm.host.run import CommandFailed, run
+from vm.net.nftables import gated
 
 QEMU_MINIMUM = (7, 2)
 DISK_WARN = 10 * 2**30
 DISK_FAIL = 3 * 2**30
 MEMORY_WARN = 4 * 2**30
+_SYSTEMD = Path("/run/systemd/system")
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronized
 _INSTALLED = ("QEMU", "libvirt", "nftables", "guest image")
 
@@ -60,7 +62,7 @@ def lines(finding: Finding) -> list[str]:
 def host(*, data: Path, users: tuple[str, ...], kernel: Path | None) -> list[Finding]:
     """Everything that can be said without a node, in the order a person would ask. Blocks for up to 30 seconds."""
     findings = [_root(), _cpu(), _qemu(), _libvirt(), _namespaces(), _nftables(), _disk(data), _memory(), _clock()]
-    findings.append(_interceptor())
+    findings += [_groups(), _interceptor()]
     findings += [_user(name) for name in users]
     if kernel is None:
         findings.append(Finding("guest image", Level.FAIL, "not built yet", 'run "make up", which builds it'))
@@ -145,20 +147,28 @@ def _namespaces() -> Finding:
     return Finding("network namespaces", Level.OK, "can be made, and taps too")
 
 
+_NFT_NEEDED = "apt-get install nftables; a kernel needs CONFIG_NFT_NAT, CONFIG_NFT_REDIR and CONFIG_NFT_CONNLIMIT"
+
+
 def _nftables() -> Finding:
     # In a namespace of its own, which goes with it: the host's rules are not touched
     try:
-        run(
-            [
-                "unshare",
-                "--net",
-                "nft",
-                "add table inet atoll_doctor { chain c { type filter hook input priority 0; } ; }",
-            ]
-        )
+        run(["unshare", "--net", "nft", "-f", "-"], input_text=gated())
     except CommandFailed as error:
-        return Finding("nftables", Level.FAIL, f"rules cannot be loaded ({error})", "apt-get install nftables")
+        return Finding("nftables", Level.FAIL, f"rules cannot be loaded ({error})", _NFT_NEEDED)
     return Finding("nftables", Level.OK, "rules can be loaded")
+
+
+def _groups(root: Path = cgroups.ROOT) -> Finding:
+    if _SYSTEMD.exists():
+        return Finding("control groups", Level.OK, "libvirt bounds each machine in one, by systemd")
+    groups = cgroups.ControlGroups(f"atoll-probe-{os.getpid()}", root)
+    groups.close()
+    if groups.version:
+        bounded = "CPU and memory" if groups.version == 2 else "memory"  # CPU by the count of its vCPUs
+        return Finding("control groups", Level.OK, f"version {groups.version}: ours bound each machine's {bounded}")
+    seen = "cannot be made: a machine is bounded by its vCPUs and QEMU's memory only"
+    return Finding("control groups", Level.WARN, seen, "start the container with a writable /sys/fs/cgroup")
 
 
 def _interceptor() -> Finding:

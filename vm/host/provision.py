@@ -13,6 +13,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
 from vm.host.authority import authority_make
 from vm.host.run import run
 
@@ -49,6 +52,7 @@ def provision(*, data: Path, image_cache: Path, users: Users) -> None:
     _key(data / "keys" / "node.key", shared)
     authority_make(certificate=data / "keys" / "egress-ca.pem", key=data / "keys" / "egress-ca.key")
     _key(data / "keys" / "secrets.key", shared)
+    ssh_host_key_make(data / "keys" / "ssh_host_ed25519_key", shared)
 
 
 def roots(image_cache: Path) -> list[Path]:
@@ -57,10 +61,19 @@ def roots(image_cache: Path) -> list[Path]:
     return [data for data in registered if (data / "machines").is_dir()]
 
 
+def unregister(data: Path, image_cache: Path) -> None:
+    """Forget a data root that is given up. Repeatable."""
+    _registration(data, image_cache).unlink(missing_ok=True)
+
+
 def _register(data: Path, image_cache: Path) -> None:
-    place = image_cache / ".roots"
-    place.mkdir(exist_ok=True)
-    (place / hashlib.sha256(str(data).encode()).hexdigest()[:16]).write_text(str(data))
+    entry = _registration(data, image_cache)
+    entry.parent.mkdir(exist_ok=True)
+    entry.write_text(str(data))
+
+
+def _registration(data: Path, image_cache: Path) -> Path:
+    return image_cache / ".roots" / hashlib.sha256(str(data).encode()).hexdigest()[:16]
 
 
 def _user(name: str) -> None:
@@ -79,6 +92,18 @@ def _directory(path: Path, mode: int, owner: tuple[int, int]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     os.chown(path, *owner)
     path.chmod(mode)
+
+
+def ssh_host_key_make(path: Path, owner: tuple[int, int]) -> None:
+    """A key that SSH clients will know this installation by, made once; `owner` (uid, gid) may read it. OSError."""
+    if path.exists():
+        _hand_over(path, owner)
+        return
+    made = ed25519.Ed25519PrivateKey.generate()
+    pem = made.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    _write(path, pem.decode().splitlines(keepends=False), owner)
 
 
 def key_add(path: Path) -> None:
@@ -115,7 +140,7 @@ def _write(path: Path, lines: list[str], owner: tuple[int, int]) -> None:
     fresh = path.with_suffix(".new")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write("\n".join(lines))
+        file.write("\n".join(lines) + "\n")
         file.flush()
         os.fsync(file.fileno())
     _hand_over(fresh, owner)

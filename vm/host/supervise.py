@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -33,13 +34,17 @@ def become_subreaper() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One process to keep running. `ready` is asked until it is true; `patience` and `grace` are seconds."""
+    """One process to keep running. `ready` is asked until it is true; `patience` and `grace` are seconds.
+
+    `beside`: it needs nothing of the one before it, and is started while that comes up.
+    """
 
     name: str
     argv: tuple[str, ...]
     ready: Callable[[], bool]
     patience: float = 60.0
     grace: float = 10.0
+    beside: bool = False
 
 
 class NotReady(Exception):
@@ -71,12 +76,14 @@ class Supervisor:
         self._asked_to_stop: str | None = None
 
     def start(self) -> None:
-        """Start all in order, each when the one before is ready. NotReady after stopping what had started."""
+        """Start all in order, each when those that it needs are ready. NotReady after stopping what had started."""
         become_subreaper()
         # Blocked, so that the loop takes them one by one; children get an empty mask back
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-        for child in self._children:
-            self._launch(child)
+        for number, child in enumerate(self._children):
+            for one in (child, *takewhile(lambda other: other.service.beside, self._children[number + 1 :])):
+                if not one.began:
+                    self._launch(one)
             self._await_ready(child)
 
     def _await_ready(self, child: _Child) -> None:

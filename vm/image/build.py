@@ -8,11 +8,8 @@ by root only: it holds setuid programs), so that a change of agent or init needs
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import fcntl
-import hashlib
 import json
-import lzma
 import os
 import shutil
 import subprocess
@@ -22,86 +19,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vm.image import recipe, registries, sources, vmlinux
+from vm.image import kallsyms, recipe, registries, sources, vmlinux
+from vm.image.files import FILES
+from vm.image.hashes import RING, agent_sources, base_hash, current_hash, host_certificates, image_path
+from vm.image.initramfs import build_initramfs, with_dependencies
 
 Progress = Callable[[str], None]
 
 DEFAULT_CACHE = Path("/var/cache/atoll/images")
-HOST_CERTIFICATES = Path("/usr/local/share/ca-certificates")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TOOLS = ("mmdebstrap", "mke2fs", "dpkg-deb", "chroot")
 NEEDED_BYTES = 3 * 2**30
 
-_RING = Path(__file__).resolve().parents[1]
-_AGENT_FILES = ("__init__.py", "guest/__init__.py", "guest/frames.py")
 _LAYER_PLACE = "usr/lib/atoll"
 
 
 class BuildFailed(Exception):
     """The image could not be built; the message says why and what to do."""
-
-
-# -- hashes ------------------------------------------------------------------------------------------------------------
-
-
-def host_certificates() -> list[Path]:
-    """Certificates that the host's administrator added to its store; the guest trusts them too."""
-    return sorted(path for path in HOST_CERTIFICATES.rglob("*.crt") if path.is_file())
-
-
-def _digest(parts: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()[:32]
-
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def base_hash(mirrors: list[sources.Source] | None = None) -> str:
-    """The hash of the Debian tree: packages, wheels, the host's own certificates; mirrors only where they are given."""
-    return _digest(
-        {
-            "format": recipe.BASE_FORMAT,
-            "suite": recipe.SUITE,
-            "packages": recipe.PACKAGES,
-            "kernel": recipe.KERNEL_PACKAGE,
-            "busybox": recipe.BUSYBOX_PACKAGE,
-            "wheels": (recipe.WHEELS, recipe.WHEEL_PYTHON, recipe.WHEEL_PLATFORM),
-            "dpkg": (recipe.DPKG_EXCLUDE, recipe.DPKG_INCLUDE),
-            "user": (recipe.USER, recipe.UID, recipe.HOME),
-            "certificates": [_content(path) for path in host_certificates()],
-            "mirrors": [source.line() for source in mirrors or []],
-        }
-    )
-
-
-def agent_sources() -> list[Path]:
-    """The modules that run inside the guest."""
-    return [*(_RING / name for name in _AGENT_FILES), *sorted((_RING / "guest" / "agent").glob("*.py"))]
-
-
-def _init_sources() -> list[Path]:
-    return sorted(path for path in (_RING / "image" / "init").iterdir() if path.is_file())
-
-
-def current_hash(mirrors: list[sources.Source] | None = None) -> str:
-    """The hash of the image that this checkout, on this host, would build."""
-    return _digest(
-        {
-            "base": base_hash(mirrors),
-            "format": recipe.IMAGE_FORMAT,
-            "modules": (recipe.BOOT_MODULES, recipe.ROOT_MODULES),
-            "cmdline": recipe.CMDLINE,
-            "root": (recipe.ROOT_GIB, recipe.PATH),
-            "layer": [(path.name, _content(path)) for path in [*agent_sources(), *_init_sources()]],
-        }
-    )
-
-
-def image_path(cache: Path, image: str = "") -> Path | None:
-    """The directory of a finished image (by default the current one), or None where it has not been built."""
-    place = cache / (image or current_hash())
-    return place if (place / "manifest.json").exists() else None
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
@@ -288,7 +222,7 @@ def _debootstrap(work: Path, tree: Path, archives: list[sources.Source], log: Pa
 def _wheels(work: Path, tree: Path, log: Path, cache: Path) -> None:
     target = work / "wheels"
     wanted = ["--no-deps", "--only-binary=:all:", f"--python-version={recipe.WHEEL_PYTHON}", *recipe.WHEELS]
-    uv = shutil.which("uv") or str(_RING.parent / ".tools" / "uv" / "bin" / "uv")
+    uv = shutil.which("uv") or str(RING.parent / ".tools" / "uv" / "bin" / "uv")
     if Path(uv).exists():
         argv = [uv, "pip", "install", "--python", sys.executable, "--python-platform", recipe.WHEEL_PLATFORM]
         argv += ["--link-mode=copy", "--target", str(target), *wanted]
@@ -381,12 +315,13 @@ def _image(cache: Path, base: Path, progress: Progress, mirrors: list[sources.So
             _run(["cp", "-al", str(base / "tree"), str(tree)], log=log, cache=cache)
             _layer(tree, base, kernel_version, log, cache)
         with _step(progress, "initramfs"):
-            _initramfs(work, base, work / "initrd.img")
+            build_initramfs(work, base, work / "initrd.img")
             os.link(base / "boot" / "vmlinux", work / "vmlinux")
-        with _step(progress, "package registries that its tools ask"):
-            asked = registries.of_tree(tree)
         with _step(progress, "root file system"):
             _root(tree, work / "root.img", log, cache)
+        # Afterwards: tools write where they are asked, npm a cache of root's into the user's home
+        with _step(progress, "package registries that its tools ask"):
+            asked = registries.of_tree(tree)
         shutil.rmtree(tree)
         manifest = {
             "hash": name,
@@ -397,6 +332,7 @@ def _image(cache: Path, base: Path, progress: Progress, mirrors: list[sources.So
             "cmdline": recipe.CMDLINE,
             "kernel_version": kernel_version,
             "registries": asked,
+            "random": _random((work / "vmlinux").read_bytes()),
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         log.unlink()
@@ -408,50 +344,18 @@ def _image(cache: Path, base: Path, progress: Progress, mirrors: list[sources.So
         return place
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _File:
-    path: str
-    text: str
-    mode: int = 0o644
-    owner: int = 0
-
-
-_PROFILE = """\
-export LANG=C.UTF-8
-if [ -n "$BASH_VERSION" ] && [ -f "$HOME/.bashrc" ]; then . "$HOME/.bashrc"; fi
-"""
-
-_BASHRC = """\
-case $- in *i*) ;; *) return ;; esac
-HISTCONTROL=ignoreboth
-HISTSIZE=10000
-shopt -s histappend checkwinsize
-PS1='\\[\\e[32m\\]\\u@\\h\\[\\e[0m\\]:\\[\\e[34m\\]\\w\\[\\e[0m\\]\\$ '
-alias ls='ls --color=auto' ll='ls -l --color=auto' grep='grep --color=auto'
-"""
-
-_POWER = """\
-#!/bin/sh
-# There is no init system to ask: PID 1 ends the machine on this signal.
-exec kill -s USR2 1
-"""
-
-_FILES = (
-    _File("etc/hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tsandbox\n"),
-    # Refused at once by the loopback: a lookup without a network fails instead of waiting
-    _File("etc/resolv.conf", "nameserver 10.0.0.1\noptions timeout:1 attempts:2\n"),
-    _File("etc/default/locale", "LANG=C.UTF-8\n"),
-    _File("etc/environment", f"PATH={recipe.PATH}\nLANG=C.UTF-8\n"),
-    _File("etc/sudoers.d/app", f"{recipe.USER} ALL=(ALL:ALL) NOPASSWD: ALL\nDefaults:{recipe.USER} !fqdn\n", 0o440),
-    _File("etc/fstab", "/dev/vda / ext4 rw,noatime 0 1\n"),
-    # Services that packages install are not started: there is no init system
-    _File("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
-    *(_File(f"usr/sbin/{name}", _POWER, 0o755) for name in ("poweroff", "halt", "reboot", "shutdown")),
-    _File(f"{recipe.HOME[1:]}/.profile", _PROFILE, owner=recipe.UID),
-    _File(f"{recipe.HOME[1:]}/.bashrc", _BASHRC, owner=recipe.UID),
-    _File("root/.profile", _PROFILE),
-    _File("root/.bashrc", _BASHRC),
-)
+def _random(kernel: bytes) -> dict[str, int]:
+    """See vm.storage.images.RandomState."""
+    try:
+        found = kallsyms.symbols(kernel, ("base_crng", "_vdso_rng_data"))
+        return {
+            "base": kallsyms.physical(found["base_crng"]),
+            "vdso": kallsyms.physical(found["_vdso_rng_data"]),
+        }
+    except (kallsyms.NoSymbols, KeyError) as error:
+        raise BuildFailed(
+            f"the kernel of the guest image is of another kind than this version knows: {error}"
+        ) from error
 
 
 # Written anew at every start, before the first command: in memory that takes a guest just restored a tenth of the time
@@ -459,7 +363,7 @@ _OF_ONE_START = ("hostname", "machine-id")
 
 
 def _layer(tree: Path, base: Path, kernel_version: str, log: Path, cache: Path) -> None:
-    for entry in _FILES:
+    for entry in FILES:
         path = tree / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -472,14 +376,14 @@ def _layer(tree: Path, base: Path, kernel_version: str, log: Path, cache: Path) 
         (tree / "etc" / name).symlink_to(f"/run/{name}")
     place = tree / _LAYER_PLACE
     for source in agent_sources():
-        target = place / "vm" / source.relative_to(_RING)
+        target = place / "vm" / source.relative_to(RING)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    shutil.copyfile(_RING / "image" / "init" / "pid1.py", place / "pid1.py")
+    shutil.copyfile(RING / "image" / "init" / "pid1.py", place / "pid1.py")
     compiled = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", f"/{_LAYER_PLACE}"]
     _run(["chroot", str(tree), *compiled], log=log, cache=cache, env={"PATH": recipe.PATH})
     modules = tree / "usr/lib/modules" / kernel_version
-    for name in _with_dependencies(base / "boot" / "modules", recipe.ROOT_MODULES):
+    for name in with_dependencies(base / "boot" / "modules", recipe.ROOT_MODULES):
         target = modules / name
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(base / "boot" / "modules" / name, target)
@@ -503,71 +407,6 @@ def _root(tree: Path, target: Path, log: Path, cache: Path) -> None:
     # Inode tables and journal are allocated though nothing is in them: 200 MB that a copy leaves out
     _run(["cp", "--sparse=always", str(whole), str(target)], log=log, cache=cache)
     whole.unlink()
-
-
-# -- modules and initramfs ---------------------------------------------------------------------------------------------
-
-
-def _dependencies(modules: Path) -> dict[str, list[str]]:
-    lines = (modules / "modules.dep").read_text().splitlines()
-    return {line.split(":", 1)[0]: line.split(":", 1)[1].split() for line in lines}
-
-
-def _with_dependencies(modules: Path, names: tuple[str, ...]) -> list[str]:
-    """Paths below `modules`, each after what it depends on; what is built into the kernel has none."""
-    needs = _dependencies(modules)
-    by_name = {Path(path).name.split(".ko")[0].replace("_", "-"): path for path in needs}
-    order: list[str] = []
-
-    def add(path: str) -> None:
-        if path not in order:
-            for other in reversed(needs[path]):
-                add(other)
-            order.append(path)
-
-    for name in names:
-        path = by_name.get(name.replace("_", "-"))
-        if path is not None:
-            add(path)
-    return order
-
-
-def _initramfs(work: Path, base: Path, target: Path) -> None:
-    root = work / "initramfs"
-    for folder in ("bin", "dev", "proc", "root", "modules"):
-        (root / folder).mkdir(parents=True)
-    shutil.copyfile(base / "boot" / "busybox", root / "bin" / "busybox")
-    (root / "bin" / "busybox").chmod(0o755)
-    shutil.copyfile(_RING / "image" / "init" / "initramfs", root / "init")
-    (root / "init").chmod(0o755)
-    order = []
-    for name in _with_dependencies(base / "boot" / "modules", recipe.BOOT_MODULES):
-        content = (base / "boot" / "modules" / name).read_bytes()
-        plain = Path(name).name.removesuffix(".xz")
-        (root / "modules" / plain).write_bytes(lzma.decompress(content) if name.endswith(".xz") else content)
-        order.append(plain)
-    (root / "modules" / "order").write_text("\n".join(order) + "\n")
-    target.write_bytes(_cpio(root))
-    shutil.rmtree(root)
-
-
-def _cpio(root: Path) -> bytes:
-    """An archive in the kernel's `newc` format; not compressed: unpacking costs a TCG guest more than reading."""
-    out = bytearray()
-
-    def entry(number: int, name: str, mode: int, content: bytes) -> None:
-        encoded = name.encode() + b"\0"
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
-        out.extend(b"070701" + b"".join(b"%08X" % field for field in fields) + encoded)
-        out.extend(bytes(-len(out) % 4))
-        out.extend(content)
-        out.extend(bytes(-len(out) % 4))
-
-    for number, path in enumerate(sorted(root.rglob("*")), start=1):
-        content = path.read_bytes() if path.is_file() else b""
-        entry(number, str(path.relative_to(root)), path.stat().st_mode, content)
-    entry(0, "TRAILER!!!", 0, b"")
-    return bytes(out)
 
 
 def main(argv: list[str] | None = None) -> int:

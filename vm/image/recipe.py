@@ -24,6 +24,7 @@ PACKAGES = (
     "python3",
     "python3-pip",
     "python3-venv",
+    "rsync",
     "sudo",
     "tzdata",
     "unzip",
@@ -77,4 +78,4 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT_GIB = 10  # virtual size: sparse on the host, and the smallest disk that a machine can have
 
 BASE_FORMAT = 1  # raise when build.py prepares the Debian tree differently
-IMAGE_FORMAT = 6  # raise when build.py makes the image differently
+IMAGE_FORMAT = 8  # raise when build.py makes the image differently

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from vm.api import VOLUMES
 from vm.host.cgroups import Bounds
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ElementTree.register_namespace("qemu", _QEMU)
+
+PORTS = 4
+"""Devices of a machine that take a port from the beginning: its disk, its card, its channel and its entropy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,10 @@ def domain(plan: DomainPlan) -> str:
         _add(root, event, "destroy")
     devices = _add(root, "devices")
     _add(devices, "controller", type="usb", index="0", model="none")
+    # One for each device, numbered by libvirt, and free ones: what is plugged in later needs a port that is there
+    _add(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(PORTS + VOLUMES):
+        _add(devices, "controller", type="pci", model="pcie-root-port")
     disk = _add(devices, "disk", type="file", device="disk")
     # A full host disk pauses this machine and tells us, whatever else fails is the guest's to see
     _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", error_policy="enospace", discard="unmap")
@@ -102,13 +111,17 @@ def domain(plan: DomainPlan) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What differs between a machine and its clone: everything that is on the host under a name."""
+    """What differs between a machine and its clone: everything that is on the host under a name.
+
+    `volumes` are the files of further disks, by their serials; those that are not named stay what they are.
+    """
 
     name: str
     uuid: str
     disk: Path
     agent_socket: Path
     tap: str
+    volumes: Mapping[str, Path] = field(default_factory=dict)
 
 
 def moved(xml: str, place: Place) -> str:
@@ -116,11 +129,13 @@ def moved(xml: str, place: Place) -> str:
     root = ElementTree.fromstring(xml)  # noqa: S314 (libvirt wrote it)
     _text(root, "name", place.name)
     _text(root, "uuid", place.uuid)
-    disk = _find(root, "devices/disk[@device='disk']")
-    _find(disk, "source").set("file", str(place.disk))
-    # libvirt would believe this instead of the chain that is written in the disk's own header
-    for known in disk.findall("backingStore"):
-        disk.remove(known)
+    _find(_root_disk(root), "source").set("file", str(place.disk))
+    # libvirt would believe this instead of the chain that is written in each disk's own header
+    for disk in root.iterfind("devices/disk"):
+        for known in disk.findall("backingStore"):
+            disk.remove(known)
+        if (path := place.volumes.get(disk.findtext("serial", ""))) is not None:
+            _find(disk, "source").set("file", str(path))
     _find(root, "devices/interface/target").set("dev", place.tap)
     _find(root, "devices/channel/source").set("path", str(place.agent_socket))
     return ElementTree.tostring(root, encoding="unicode")
@@ -129,17 +144,29 @@ def moved(xml: str, place: Place) -> str:
 def disk_of(xml: str) -> Path:
     """The file that the domain's root disk writes to."""
     root = ElementTree.fromstring(xml)  # noqa: S314 (libvirt wrote it)
-    return Path(_find(root, "devices/disk[@device='disk']/source").attrib["file"])
+    return Path(_find(_root_disk(root), "source").attrib["file"])
 
 
-def snapshot(*, memory: Path, overlay: Path) -> str:
-    """A snapshot of memory and disk together: memory into a file, new writes into an overlay that is there already."""
+def snapshot(*, memory: Path, overlay: Path, others: Mapping[str, Path] | None = None) -> str:
+    """A snapshot of memory and disk together: memory into a file, new writes into an overlay that is there already.
+
+    `others` are such overlays of further disks, by what the domain calls these.
+    """
     root = ElementTree.Element("domainsnapshot")
     _add(root, "memory", snapshot="external", file=str(memory))
-    disk = _add(_add(root, "disks"), "disk", name="vda", snapshot="external", type="file")
-    _add(disk, "driver", type="qcow2")
-    _add(disk, "source", file=str(overlay))
+    disks = _add(root, "disks")
+    for target, path in {"vda": overlay, **(others or {})}.items():
+        disk = _add(disks, "disk", name=target, snapshot="external", type="file")
+        _add(disk, "driver", type="qcow2")
+        _add(disk, "source", file=str(path))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _root_disk(root: ElementTree.Element) -> ElementTree.Element:
+    for disk in root.iterfind("devices/disk"):
+        if _find(disk, "target").attrib["dev"] == "vda":
+            return disk
+    raise ValueError("a domain without a root disk")
 
 
 def _find(parent: ElementTree.Element, path: str) -> ElementTree.Element:

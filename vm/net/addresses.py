@@ -16,12 +16,18 @@ def own_addresses() -> list[str]:
     return [address for address in found if not IPv4Address(address).is_loopback]
 
 
+def own_addresses6() -> list[str]:
+    """This host's IPv6 addresses but for loopback: none where it has no IPv6."""
+    found = [IPv6Address(bytes.fromhex(line.split()[0])) for line in _lines("/proc/net/if_inet6")]
+    return [str(address) for address in dict.fromkeys(found) if not address.is_loopback]
+
+
 def is_own(address: IPv4Address | IPv6Address) -> bool:
     """Whether a packet to this address would stay on this host."""
     if _may_bind_anything(address.version):
         if address.version == 4:
             return address.is_loopback or str(address) in own_addresses()
-        return any(bytes.fromhex(line.split()[0]) == address.packed for line in _lines("/proc/net/if_inet6"))
+        return address.is_loopback or str(address) in own_addresses6()
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -24,6 +24,11 @@ _MS_BIND, _MNT_DETACH = 4096, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+# Seconds after which the kernel forgets a flow that is over, or never began: a machine has only so many
+_FORGOTTEN = {"udp_timeout": 10, "udp_timeout_stream": 10} | {
+    f"tcp_timeout_{state}": 10 for state in ("syn_recv", "fin_wait", "close_wait", "last_ack", "time_wait", "close")
+}
+
 # What a guest has at the other end of its tap, the same in every machine
 GATEWAY, PREFIX = "10.0.0.1", 30
 
@@ -43,6 +48,8 @@ def namespace_create(name: str, rules: str, also: Callable[[], None] = lambda: N
             with suppress(FileNotFoundError):  # a host without IPv6
                 Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
         run(["nft", "-f", "-"], input_text=rules, timeout=10)
+        for name, seconds in _FORGOTTEN.items():
+            Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(seconds))
         also()
         # Only now does it have a name: whoever finds a namespace of ours finds it closed
         place.touch(mode=0o444)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 GATE_PORT = 15001
 RESOLVER_PORT = 15053
+MAX_TRACKED = 4096
+"""Flows that the kernel keeps for one machine: its own table has a bound that no namespace can lower."""
 _NOBODY = 9  # where UDP goes that is no lookup: its sender is told at once that nobody is there
 
 _GATED = f"""\
@@ -11,6 +13,10 @@ _GATED = f"""\
 table inet atoll
 delete table inet atoll
 table inet atoll {{
+	chain tracked {{
+		type filter hook prerouting priority mangle; policy accept;
+		ct state new ct count over {MAX_TRACKED} drop
+	}}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		meta nfproto ipv4 meta l4proto tcp redirect to :{GATE_PORT}

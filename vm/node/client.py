@@ -18,8 +18,12 @@ from vm.api import (
     MachineSpec,
     PassageBatch,
     Secret,
+    VolumeId,
+    VolumeInfo,
+    VolumeMount,
     machine_info_from_json,
     passages_from_json,
+    volume_info_from_json,
 )
 from vm.errors import BY_CODE, NodeUnreachable, VmError
 from vm.node import capability, wire
@@ -55,7 +59,12 @@ class NodeClient:
 
     async def machine_list(self) -> list[MachineInfo]:
         """See vm.api.Node."""
-        return [machine_info_from_json(info) for info in await self._call("machine_list", "")]
+        found: list[MachineInfo] = []
+        while True:
+            page = await self._call("machine_list", "", {"after": found[-1].machine if found else ""})
+            found += [machine_info_from_json(info) for info in page]
+            if len(page) < wire.LISTED:
+                return found
 
     async def machine_stop(self, machine: MachineId, *, detail: str = "") -> MachineInfo:
         """See vm.api.Node."""
@@ -86,6 +95,46 @@ class NodeClient:
     async def egress_passages(self, cursor: str, limit: int) -> PassageBatch:
         """See vm.api.Node."""
         return passages_from_json(await self._call("egress_passages", "", {"cursor": cursor, "limit": limit}))
+
+    async def volume_create(self, volume: VolumeId, *, capacity: int, source: str = "") -> VolumeInfo:
+        """See vm.api.Node."""
+        params = {"capacity": capacity, "source": source}
+        return volume_info_from_json(await self._call("volume_create", volume, params))
+
+    async def volume_snapshot(self, volume: VolumeId, snapshot: VolumeId) -> VolumeInfo:
+        """See vm.api.Node."""
+        answer = await self._call("volume_snapshot", volume, {"snapshot": snapshot}, patience=_SAVING)
+        return volume_info_from_json(answer)
+
+    async def volume_grow(self, volume: VolumeId, *, capacity: int) -> VolumeInfo:
+        """See vm.api.Node."""
+        return volume_info_from_json(await self._call("volume_grow", volume, {"capacity": capacity}))
+
+    async def machine_snapshot(self, machine: MachineId, snapshot: VolumeId, *, memory: bool = False) -> VolumeInfo:
+        """See vm.api.Node."""
+        params = {"snapshot": snapshot, "memory": memory}
+        answer = await self._call("machine_snapshot", machine, params, patience=_SAVING)
+        return volume_info_from_json(answer)
+
+    async def machine_restore(self, machine: MachineId, snapshot: VolumeId) -> None:
+        """See vm.api.Node."""
+        await self._call("machine_restore", machine, {"snapshot": snapshot}, patience=_SAVING)
+
+    async def volume_list(self) -> list[VolumeInfo]:
+        """See vm.api.Node."""
+        return [volume_info_from_json(info) for info in await self._call("volume_list", "")]
+
+    async def volume_attach(self, machine: MachineId, mount: VolumeMount) -> None:
+        """See vm.api.Node."""
+        await self._call("volume_attach", machine, {"mount": asdict(mount)})
+
+    async def volume_detach(self, machine: MachineId, volume: VolumeId) -> None:
+        """See vm.api.Node."""
+        await self._call("volume_detach", machine, {"volume": volume})
+
+    async def volume_remove(self, volume: VolumeId) -> None:
+        """See vm.api.Node."""
+        await self._call("volume_remove", volume)
 
     async def machine_forget(self, machine: MachineId) -> None:
         """See vm.api.Node."""

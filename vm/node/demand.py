@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vm.api import VolumeId
+
 HORIZON = 60.0
 """Seconds of creates that count as recent demand."""
 PER_CLONE = 10
@@ -13,11 +15,15 @@ PER_CLONE = 10
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What machines must have in common to share a template: memory in MiB as the domain has it, vCPUs, GiB of disk."""
+    """What machines must have in common to share a template: memory in MiB as the domain has it, vCPUs, GiB of disk.
+
+    And what they boot from: the snapshot `root`, or the image.
+    """
 
     memory_mib: int
     vcpus: int
     disk_gib: int
+    root: VolumeId = ""
 
 
 @dataclass(slots=True)

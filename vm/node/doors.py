@@ -17,11 +17,13 @@ from ipaddress import ip_address
 
 from vm.api import EgressPolicy, MachineId, Secret
 from vm.egress.gate import Gate
+from vm.egress.hooks import parse_hooks
 from vm.egress.journal import Passage
 from vm.egress.policy import Policy
 from vm.egress.refused import Refusals
 from vm.egress.resolver import NamesFile, VirtualNames, respond
 from vm.egress.spool import Spool
+from vm.egress.turns import Turns
 from vm.egress.upstream import Upstream
 from vm.errors import HypervisorError
 from vm.net.addresses import is_own
@@ -33,6 +35,7 @@ from vm.storage.layout import BodyId, Layout
 
 log = logging.getLogger("atoll.node")
 
+_LATE = 10.0  # seconds for which requests of a door that was shut are still heard of
 _LOOKUPS_AT_ONCE = 8  # in one turn of the loop: others have lookups and connections, too
 
 
@@ -51,9 +54,12 @@ class Doors:
         """HypervisorError if what the administrator opened cannot be read."""
         self._layout = layout
         self._patience = config.egress_ask_seconds
+        self._limit = config.egress_connections
+        self._turns = Turns()
         try:
             self._refusals = Refusals(config.egress_internal_allow, is_own)
             self._upstream = Upstream(resolver_address(config.egress_dns))
+            self._hooks = parse_hooks(config.egress_hooks)
         except ValueError as error:
             raise HypervisorError(f"the egress settings cannot be read: {error}") from error
         try:
@@ -118,10 +124,13 @@ class Doors:
                 refusals=self._refusals,
                 upstream=self._upstream,
                 journal=journal,
+                limit=self._limit,
                 patience=self._patience,
                 secrets=secrets,
                 token=token,
                 interceptor=self.interceptors.port,
+                hooks=self._hooks,
+                turns=self._turns,
             )
             door = _Door(sockets, names, gate, token)
             _drain(sockets)
@@ -158,13 +167,17 @@ class Doors:
             door.gate.close()
             door.sockets.close()
             self.interceptors.forget(door.token)
-            self._journals.pop(door.token, None)
+            # Its interceptors tell of what broke off with it only now
+            asyncio.get_running_loop().call_later(_LATE, self._journals.pop, door.token, None)
         self.unmade(body)
 
     async def close(self) -> None:
         """Shut all of them: without a node there is no network."""
+        gates = [door.gate for door in self._open.values()]
         for body in [*self._open, *self._made]:
             self.shut(body)
+        for gate in gates:
+            await gate.wait_closed()
         self._upstream.close()
         await self.interceptors.close()
         self.spool.close()

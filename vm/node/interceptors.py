@@ -195,7 +195,7 @@ class Interceptors:
                 process.kill()
                 await process.wait()
 
-    def _setup(self) -> dict[str, str]:
+    def _setup(self) -> dict[str, Any]:
         extra = self._config.egress_ca_file
         stores = [SYSTEM_STORE, *([extra] if extra is not None else [])]
         return {
@@ -203,6 +203,9 @@ class Interceptors:
             "certificate": self._layout.authority.read_text(),
             "key": self._layout.authority_key.read_text(),
             "authorities": "\n".join(store.read_text() for store in stores),
+            "hooks": list(self._config.egress_hooks),
+            "hooks_path": str(self._config.egress_hooks_path or ""),
+            "resting": self._config.interceptor_resting,
         }
 
     async def _listen(self, one: _Interceptor, reader: asyncio.StreamReader, known: int) -> None:

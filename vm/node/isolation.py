@@ -11,7 +11,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from ipaddress import IPv4Address
@@ -24,6 +24,7 @@ from vm.errors import HypervisorError, VmError
 from vm.guest.calls import GuestCall
 from vm.host.preflight import Finding, Level
 from vm.net.nftables import GATE_PORT, RESOLVER_PORT
+from vm.node.asking import pid_of, value_of
 
 CONTROL = "control.example"
 """The one host that may be reached; everything else is tried in vain."""
@@ -36,12 +37,18 @@ _ROUTES = ["default via 10.0.0.1 dev eth0", "10.0.0.0/30 dev eth0 proto kernel s
 _LOOPBACK = IPv4Address("127.0.0.1")
 _LISTENING = "listening"
 # Names that lead where no guest may go, by whatever name; the first is opened, on one port
+_EVERYTHING = ("0.0.0.0/0", "*.example", "*.internal", "metadata")
+"""Every address, and every name that is tried."""
 _NAMES = {
     CONTROL: _LOOPBACK,
     "loopback.example": _LOOPBACK,
     "inside.example": IPv4Address("10.9.9.9"),
     "metadata.example": IPv4Address("169.254.169.254"),
 }
+
+_NO_ANSWER = "no answer"
+_SAID_NO = ("metadata", "private", "host")
+"""Ways to the gate, which refuses them at once: silence may mean that it dialled somebody who says nothing."""
 
 WAYS = {  # by which it is tried, with what that is
     "metadata": "a cloud's metadata service, in every spelling of its address and by name",
@@ -99,25 +106,33 @@ async def baits() -> AsyncIterator[Bait]:
         writer.close()
 
     everywhere = await asyncio.start_server(greet, "0.0.0.0", 0)  # noqa: S104 (every address is tried)
+    port = everywhere.sockets[0].getsockname()[1]
+    everywhere6 = None
+    with suppress(OSError):  # a host without IPv6
+        everywhere6 = await asyncio.start_server(greet, "::", port)
     control = await asyncio.start_server(greet, "127.0.0.1", 0)
     udp, _ = await loop.create_datagram_endpoint(Datagrams, ("0.0.0.0", 0))  # noqa: S104
     resolver, _ = await loop.create_datagram_endpoint(Resolver, ("127.0.0.1", 0))
-    bait.tcp, bait.control = everywhere.sockets[0].getsockname()[1], control.sockets[0].getsockname()[1]
+    bait.tcp, bait.control = port, control.sockets[0].getsockname()[1]
     bait.udp = udp.get_extra_info("sockname")[1]
     bait.resolver = resolver.get_extra_info("sockname")[1]
     try:
         yield bait
     finally:
         everywhere.close()
+        if everywhere6 is not None:
+            everywhere6.close()
         control.close()
         udp.close()
         resolver.close()
 
 
-async def isolated(node: Node, bait: Bait, *, addresses: Sequence[str], whole: bool = False) -> list[Finding]:
+async def isolated(
+    node: Node, bait: Bait, *, addresses: Sequence[str], addresses6: Sequence[str], whole: bool = False
+) -> list[Finding]:
     """A finding for each way out, and each attempt where the `whole` is wanted. The guests are removed again.
 
-    `addresses` are this host's own.
+    `addresses` are this host's own, `addresses6` those of IPv6.
 
     The node must ask `bait.resolver`, and open `CONTROL` on port `bait.control` (egress_internal_allow).
     """
@@ -129,7 +144,7 @@ async def isolated(node: Node, bait: Bait, *, addresses: Sequence[str], whole: b
             info = await node.machine_wait(machine, timeout=BOOT_PATIENCE)
             if info.state is not MachineState.READY:
                 why = info.detail or f"it is {info.state}"
-                return [Finding("a machine", Level.FAIL, f"does not start: {why}", "see the node's log")]
+                return [Finding("a machine", Level.FAIL, f"does not start: {why}", "see the log named below")]
         boot = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.stages.items() if seconds >= 0.05)
         prisoner, neighbour = machines
         listening = await _Program.start(node, neighbour, "listen", [bait.mark])
@@ -140,6 +155,7 @@ async def isolated(node: Node, bait: Bait, *, addresses: Sequence[str], whole: b
                 "mark": bait.mark,
                 "control": [CONTROL, bait.control],
                 "addresses": list(addresses),
+                "addresses6": list(addresses6),
                 "tcp": bait.tcp,
                 "udp": bait.udp,
                 "ports": [GATE_PORT, RESOLVER_PORT],
@@ -149,7 +165,7 @@ async def isolated(node: Node, bait: Bait, *, addresses: Sequence[str], whole: b
             await listening.end()
             overheard: dict[str, int] = json.loads(await listening.rest())
     except (VmError, ValueError) as error:
-        return [Finding("isolation", Level.FAIL, f"it could not be tried: {error}", "see the node's log")]
+        return [Finding("isolation", Level.FAIL, f"it could not be tried: {error}", "see the log named below")]
     finally:
         for machine in machines:
             await _remove(node, machine)
@@ -173,6 +189,8 @@ def judged(
     for way, meaning in WAYS.items():
         attempts = tried.get(way, {})
         out = [what for what, outcome in attempts.items() if _got_out(outcome)]
+        if way in _SAID_NO:
+            out += [f"{what} (nobody said no)" for what, outcome in attempts.items() if _is_silence(outcome)]
         if way == "neighbour" and overheard.get("mark"):
             out.append(f"{overheard['mark']} frames arrived")
         if way == "dns":
@@ -221,12 +239,16 @@ def _control(attempts: Attempts, bait: Bait, overheard: Mapping[str, int]) -> Fi
     if not overheard.get("control"):
         wrong.append("the other guest did not hear its own frame")
     if wrong:
-        return Finding("control", Level.FAIL, "; ".join(wrong), "see the node's log")
+        return Finding("control", Level.FAIL, "; ".join(wrong), "see the log named below")
     return Finding("control", Level.OK, "the one host that is allowed is reached, and the other guest hears its frames")
 
 
 def _got_out(outcome: Mapping[str, str]) -> bool:
     return bool(outcome.get("got")) and DENIED not in outcome["got"]
+
+
+def _is_silence(outcome: Mapping[str, str]) -> bool:
+    return not outcome.get("got") and outcome.get("error") == _NO_ANSWER
 
 
 def _end(outcome: Mapping[str, str]) -> str:
@@ -241,14 +263,14 @@ def _ends(attempts: Attempts) -> str:
 
 
 def _spec(machine: str, bait: Bait) -> MachineSpec:
-    # The strictest question is what a guest reaches that may reach all public hosts
+    # The strictest question is what a guest reaches that may reach everything; what is opened must be on a list
     return MachineSpec(
         machine=machine,
         memory_mib=_MEMORY_MIB,
         vcpus=1,
         disk_gib=10,
         identity=Identity("doctor"),
-        policy=EgressPolicy(None),
+        policy=EgressPolicy(_EVERYTHING),
     )
 
 
@@ -271,7 +293,7 @@ class _Program:
             "stderr": "null",
         }
         async with await GuestCall.begin(await node.stream_open(machine), "spawn", params) as spawn:
-            pid = int((await spawn.reply())["ok"]["pid"])
+            pid = pid_of(value_of(await spawn.reply()))
         output = await GuestCall.begin(await node.stream_open(machine), "process.stdout", {"pid": pid})
         await output.reply()
         return cls(node, machine, pid, output)

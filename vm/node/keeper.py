@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Set
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from vm.api import MachineState
-from vm.errors import StreamReset, VmError
-from vm.guest.calls import call
+from vm.errors import HostFull, StreamReset, VmError, VolumeBusy
 from vm.guest.channel import Channel
 from vm.libvirt import domains
 from vm.libvirt.connection import Connection
+from vm.node.asking import ask, seconds_of
 from vm.node.config import NodeConfig
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
-from vm.node.start import Starter, expect_ok
-from vm.storage.layout import Layout
+from vm.node.start import Starter
+from vm.storage.layout import LayerId, Layout
 
 _CALL_PATIENCE = 10.0
+_SHORT = 5.0
 _MISSES = 2  # heartbeats in a row without an answer, until a machine is LOST
 _GIVEN_UP = 4  # and until its link is made anew: whoever waits for an answer on it would wait for ever
 
@@ -41,6 +42,19 @@ class Machine:
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     link_trouble: str = ""
 
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Hold `busy`, waited for as long as a short piece of work may take. VolumeBusy."""
+        try:
+            async with asyncio.timeout(_SHORT):
+                await self.busy.acquire()
+        except TimeoutError:
+            raise VolumeBusy("something else is being done with the machine: try again") from None
+        try:
+            yield
+        finally:
+            self.busy.release()
+
     def link_changed(self, up: bool, why: str) -> None:
         """The channel tells that its link came or went."""
         self.link_trouble = why
@@ -59,25 +73,25 @@ class _Seen:
 
 
 class Keeper:
-    """Keeps machines; `enter` is told the state that a look found."""
+    """Keeps machines; `enter` is told the state that a look found, `measure_disk` brings that number up to date."""
 
     def __init__(
         self,
         config: NodeConfig,
-        layout: Layout,
         names: Names,
         lanes: Lanes,
         conn: Connection,
         starter: Starter,
         enter: Callable[[Machine, MachineState, str], None],
+        measure_disk: Callable[[Record], None],
     ) -> None:
         self._config = config
-        self._layout = layout
         self._names = names
         self._lanes = lanes
         self._conn = conn
         self._starter = starter
         self._enter = enter
+        self._measure_disk = measure_disk
 
     async def keep(self, machine: Machine) -> None:
         """Ask the agent how it is, again and again, until cancelled."""
@@ -88,6 +102,8 @@ class Keeper:
                 async with asyncio.timeout(_CALL_PATIENCE):
                     seen = await self._heartbeat(machine, seen)
                 misses = 0
+            except HostFull:
+                pass  # nobody was asked
             except (VmError, TimeoutError):
                 misses += 1
             with suppress(VmError, OSError):
@@ -111,13 +127,13 @@ class Keeper:
         if channel is None:
             raise StreamReset("no channel")
         links = channel.links
-        uptime = float((await expect_ok(call(await channel.open(timeout=_CALL_PATIENCE), "ping")))["uptime"])
+        uptime = seconds_of(await ask(channel, "ping", patience=_CALL_PATIENCE), "uptime")
         if uptime < seen.uptime:
             # Another agent, which knows nothing of who it is, nor of the streams of a link that it took over
             if links == seen.links:
                 channel.restart("its agent was started anew")
             await self._starter.identify(machine.record, channel)
-        await expect_ok(call(await channel.open(timeout=_CALL_PATIENCE), "clock", {"time": time.time()}))
+        await ask(channel, "clock", {"time": time.time()}, patience=_CALL_PATIENCE)
         return _Seen(uptime, links)
 
     async def measure(self, record: Record) -> None:
@@ -126,15 +142,20 @@ class Keeper:
         state = await self._lanes.run(name, lambda: domains.domain_state(self._conn, name), deadline=_CALL_PATIENCE)
         if state is not None:
             record.cpu_seconds = round(record.cpu_before + state.cpu_seconds, 3)
-        self.measure_disk(record)
+        self._measure_disk(record)
 
-    def measure_disk(self, record: Record) -> None:
-        """What only this machine needs: its own layer, and its memory while it is suspended."""
-        kept = [self._layout.disk(record.disks[0])] if record.disks else []
-        if record.state is MachineState.SUSPENDED:
-            kept.append(self._layout.memory(record.machine))
-        total = 0
-        for path in kept:
-            with suppress(FileNotFoundError):
-                total += path.stat().st_blocks * 512
-        record.disk_bytes = total
+
+def disk_bytes(layout: Layout, record: Record, *, shared: Set[LayerId]) -> int:
+    """What the machine needs of the host's disk, in bytes: its layers, and its memory while it is suspended.
+
+    A layer that a fork needs as well counts for both: neither could do without it. Those `shared` with everybody, the
+    templates', count for nobody.
+    """
+    kept = [layout.disk(layer) for layer in record.disks if layer not in shared]
+    if record.state is MachineState.SUSPENDED:
+        kept.append(layout.memory(record.machine))
+    total = 0
+    for path in kept:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vm.errors import VmError
-from vm.libvirt import domains
+from vm.libvirt import disks, domains
 from vm.libvirt.connection import Connection
 from vm.node.config import NodeConfig
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record
 from vm.storage.images import image_find
 from vm.storage.layout import LayerId, Layout
-from vm.storage.qcow2 import layers_of, overlay_create
+from vm.storage.qcow2 import layers_of, overlay_like
 
 MAX_LAYERS = 6
 """Layers of one disk above which they are merged into the one that is written to."""
 _LOOK = 0.2
+_ASKING = 60.0
 
 
 class Layers:
@@ -44,6 +45,18 @@ class Layers:
         self.being_made: set[LayerId] = set()
         self.frozen = False  # some record cannot be read: what it names is not known, and so nothing is waste
 
+    async def writes_to(self, record: Record, serial: str, layer: LayerId) -> bool:
+        """Whether the machine's disk of that serial (the root's: "") goes on in the layer; True where nobody knows.
+
+        Too many layers are never wrong: an empty one shows what is below it.
+        """
+        name, disk = self._names.of(record.body), self._layout.disk(layer)
+        with suppress(VmError):
+            return disk == await self._lanes.run(
+                name, lambda: disks.disk_file(self._conn, name, serial=serial), deadline=_ASKING
+            )
+        return disk.exists()
+
     @contextmanager
     def fresh(self) -> Iterator[LayerId]:
         """A layer that is no record's yet; once it is one's, leave."""
@@ -54,21 +67,48 @@ class Layers:
         finally:
             self.being_made.discard(layer)
 
-    def snapshot(self, record: Record, fresh: LayerId, memory: Path) -> None:
-        """Write a running machine's memory to `memory`, and let its disk go on in `fresh`. Blocks; HostFull.
+    async def over(self, layer: LayerId, *fresh: LayerId) -> None:
+        """Make empty layers over one that is in use. HostFull."""
 
-        On failure the machine goes on as it was, and nothing is left.
+        def make() -> None:
+            for one in fresh:
+                overlay_like(self._layout.disk(one), backing=self._layout.disk(layer), owner=self._owner)
+
+        await self._lanes.run(f"layer {fresh[0]}", make, deadline=_ASKING)
+        self._lanes.forget(f"layer {fresh[0]}")
+
+    def snapshot(
+        self,
+        record: Record,
+        fresh: LayerId,
+        memory: Path,
+        others: Mapping[str, LayerId] | None = None,
+        *,
+        standing: bool = False,
+    ) -> bool:
+        """Write a running machine's memory to `memory`, and let its disk go on in `fresh`. Blocks; VmError.
+
+        That, and `others` in which its volumes' disks go on, by their serials, are empty layers which are there
+        already. On failure the machine goes on as it was, and there is no memory. False: there is none to go on with,
+        but the disks go on in theirs; once more then, while it is `standing`.
         """
-        name, overlay = self._names.of(record.body), self._layout.disk(fresh)
-        base = self._layout.disk(record.disks[0])
-        overlay_create(overlay, backing=base, backing_format="qcow2", size_gib=record.spec.disk_gib, owner=self._owner)
+        paths = {serial: self._layout.disk(layer) for serial, layer in (others or {}).items()}
+        overlay = self._layout.disk(fresh)
         try:
-            domains.domain_snapshot(self._conn, name, memory=memory, overlay=overlay)
+            good = domains.domain_snapshot(
+                self._conn,
+                self._names.of(record.body),
+                memory=memory,
+                overlay=overlay,
+                others=paths,
+                standing=standing,
+            )
         except VmError:
             memory.unlink(missing_ok=True)
-            if domains.domain_disk(self._conn, name) != overlay:
-                overlay.unlink(missing_ok=True)
             raise
+        if not good:
+            memory.unlink(missing_ok=True)
+        return good
 
     async def merge(self, record: Record) -> None:
         """Copy what a running disk's lower layers hold into the one that is written to, beside the guest."""
@@ -94,6 +134,7 @@ class Layers:
         def remove() -> None:
             for layer in waste:
                 self._layout.disk(layer).unlink(missing_ok=True)
+                self._layout.seal(layer).unlink(missing_ok=True)
 
         await self._lanes.run("layers", remove, deadline=60)
 

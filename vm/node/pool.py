@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from vm.api import Identity, MachineSpec, MachineState, Origin
 from vm.background import spawn
-from vm.errors import VmError
+from vm.errors import HostFull, VmError
 from vm.host.kvm import boot_id
 from vm.libvirt import domains
 from vm.libvirt.connection import Connection
@@ -19,7 +19,7 @@ from vm.node.config import NodeConfig
 from vm.node.demand import Demand, Size, next_step, wanted
 from vm.node.hostinfo import memory_available, memory_total
 from vm.node.keeper import Machine
-from vm.node.lanes import Lanes
+from vm.node.lanes import Lanes, TooSlow
 from vm.node.records import Names, Record
 from vm.node.start import Starter
 from vm.node.templates import Templates, size_of, warm_size, warm_up
@@ -30,6 +30,7 @@ log = logging.getLogger("atoll.node")
 _LOOK = 0.1  # seconds between looks at what there should be
 _CALM = 0.3  # seconds after a clone was taken: its first command is not to share the processors with the next clone
 _RETRY = 10.0  # seconds after a clone that could not be made
+_CLONE_MIB = 256  # about what one that waits holds: it is given back before anybody's machine has to go
 _WARM = ("true", "true", "true")  # fills QEMU's translations for what a first command needs
 
 
@@ -57,6 +58,7 @@ class Pool:
         self._idle = idle
         self._demand = Demand()
         self._waiting: list[Machine] = []
+        self._lent: list[Machine] = []  # taken, and not yet their machines' own
         self._filling: Machine | None = None
         self._asked_for: set[Size] = set()
         self._nudge = asyncio.Event()
@@ -88,11 +90,21 @@ class Pool:
         for machine in self._waiting:
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
+                self._lent.append(machine)
                 if self._waiting:
                     self.rest()
                 self._nudge.set()
                 return machine
         return None
+
+    def put_back(self, machine: Machine) -> None:
+        """A clone that was taken is not needed after all: nothing was done with it."""
+        self._lent.remove(machine)
+        self._waiting.append(machine)
+
+    def given(self, machine: Machine) -> None:
+        """A clone that was taken is known as somebody's machine from here on."""
+        self._lent.remove(machine)
 
     def rest(self) -> None:
         """Somebody has just got a machine: leave the processors to its first command."""
@@ -132,11 +144,11 @@ class Pool:
 
     def bodies(self) -> set[str]:
         """The bodies of its clones."""
-        return {machine.record.body for machine in self._all()}
+        return {machine.record.body for machine in [*self._all(), *self._lent]}
 
     def layers(self) -> set[LayerId]:
         """The layers of its clones."""
-        return {layer for machine in self._all() for layer in machine.record.disks}
+        return {layer for machine in [*self._all(), *self._lent] for layer in machine.record.disks}
 
     def _all(self) -> list[Machine]:
         return [*self._waiting, *([self._filling] if self._filling is not None else [])]
@@ -165,9 +177,12 @@ class Pool:
             except (VmError, OSError, TimeoutError) as error:
                 self._retry_at = time.monotonic() + _RETRY
                 log.warning("the pool could not do its next step: %s", error)
+            except Exception:
+                self._retry_at = time.monotonic() + _RETRY
+                log.exception("the pool failed")
 
     async def _one_step(self) -> bool:
-        if self._waiting and memory_available() // 2**20 < self._config.memory_reserve_mib:
+        if self._waiting and memory_available() // 2**20 < self._config.kept_free_mib + _CLONE_MIB:
             log.warning("the host is short of memory: a clone of the pool gives its own back")
             await self.drop(self._waiting[0])
             return True
@@ -210,7 +225,8 @@ class Pool:
         return True
 
     def _room(self, size: Size) -> bool:
-        spare = memory_available() // 2**20 - self._config.memory_reserve_mib
+        # Else the next look would give it back
+        spare = memory_available() // 2**20 - self._config.kept_free_mib - _CLONE_MIB
         return spare > size.memory_mib
 
     async def _fill(self, size: Size) -> None:
@@ -218,13 +234,13 @@ class Pool:
         if template is None:
             return
         record = Record(
-            spec=MachineSpec("", size.memory_mib, size.vcpus, size.disk_gib, Identity("sandbox")),
+            spec=MachineSpec("", size.memory_mib, size.vcpus, size.disk_gib, Identity("sandbox"), root=size.root),
             image=template.image,
             state=MachineState.STARTING,
             since=time.time(),
             boot_id=boot_id(),
             body=secrets.token_hex(16),
-            disks=[secrets.token_hex(16), template.disk],
+            disks=[secrets.token_hex(16), *template.layers],
             origin=Origin.CLONE,
             template=template.key,
         )
@@ -240,6 +256,9 @@ class Pool:
         except asyncio.CancelledError:
             await self.drop(machine)
             raise
+        except (HostFull, TooSlow):
+            await self.drop(machine)
+            raise
         except (VmError, OSError, TimeoutError):
             self._templates.failed(template.key, list(record.stages)[-1] if record.stages else "")
             await self.drop(machine)
@@ -251,8 +270,9 @@ class Pool:
 
     async def drop(self, machine: Machine) -> None:
         """Give a clone back, with its disk."""
-        if machine in self._waiting:
-            self._waiting.remove(machine)
+        for place in (self._waiting, self._lent):
+            if machine in place:
+                place.remove(machine)
         if machine.channel is not None:
             await machine.channel.close()
         try:

@@ -1,6 +1,6 @@
 """What the node knows about a machine, as it lies on disk: complete or not there, so a kill at any line is settled.
 
-Also the little the node itself must not forget: its installation's tag, and the number of the last tap.
+Also the little the node itself must not forget: its installation's tag, its data's, and the number of the last tap.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from vm.api import (
     Origin,
     Secret,
     StopReason,
+    VolumeId,
+    VolumeMount,
     policy_digest,
 )
 from vm.errors import HostFull
@@ -35,6 +38,32 @@ MEMORY_STEP = 256  # MiB
 
 
 @dataclass(slots=True)
+class Attached:
+    """A volume that a machine has: `layers` of its disk, the one it writes to first.
+
+    Those of one that is read-only begin with a layer of the machine's own, which goes with it: a file system that was
+    in use when its snapshot was taken has something to finish before it can be read. A `copy` is what a fork has of a
+    volume of its original: that volume's at one moment, below a layer of its own.
+    """
+
+    volume: VolumeId
+    path: str
+    read_only: bool
+    layers: list[LayerId]
+    copy: bool = False
+
+    @property
+    def serial(self) -> str:
+        """What the guest finds its disk by."""
+        return serial_of(self.volume)
+
+
+def serial_of(volume: VolumeId) -> str:
+    """What the guest finds a volume's disk by: virtio has room for 20 bytes."""
+    return volume[:20]
+
+
+@dataclass(slots=True)
 class Record:
     """One machine.
 
@@ -42,8 +71,8 @@ class Record:
     image. `boots` counts attempts to start it since it was asked for. `fresh` until it was READY once: nobody's work
     is on its disk. `origin` says how it starts, or started: from `template`, or from `memory`, a save image. That image
     is good until `committed`: from then on the processor may have run, and disk and memory have parted.
-    `cpu_before` is what earlier domains used. `disk_bytes` leaves out what it shares with its template or a fork.
-    `has_secrets` is all that is written down of them.
+    `cpu_before` is what earlier domains used. `disk_bytes` leaves out what it shares with its template.
+    `has_secrets` is all that is written down of them. `attached` are the volumes it has, until it is STOPPED.
     """
 
     spec: MachineSpec
@@ -68,6 +97,7 @@ class Record:
     cpu_seconds: float = 0.0
     disk_bytes: int = 0
     has_secrets: bool = False
+    attached: list[Attached] = field(default_factory=list)
 
     @property
     def machine(self) -> MachineId:
@@ -106,10 +136,11 @@ class Record:
         self.stop_reason = reason
         self.detail = detail[:1000]
 
-    def save(self, layout: Layout) -> None:
-        """Write it down, whole. HostFull if the disk is."""
-        layout.machine(self.machine).mkdir(mode=0o711, exist_ok=True)
-        write_whole(layout.record(self.machine), asdict(self))
+
+def record_write(layout: Layout, machine: MachineId, data: dict[str, Any]) -> None:
+    """Write a machine's record down, whole. HostFull if the disk is. Blocks."""
+    layout.machine(machine).mkdir(mode=0o711, exist_ok=True)
+    write_whole(layout.record(machine), data)
 
 
 def spec_from_json(data: dict[str, Any]) -> MachineSpec:
@@ -118,7 +149,13 @@ def spec_from_json(data: dict[str, Any]) -> MachineSpec:
     # A machine from before there were policies has no network, and keeps having none
     policy = policy_from_json(data.get("policy", {"allow_net": [], "deny": []}))
     identity = Identity(hostname=identity["hostname"], env=dict(identity["env"]))
-    return MachineSpec(**{**data, "identity": identity, "policy": policy})
+    volumes = tuple(mount_from_json(one) for one in data.get("volumes", ()))
+    return MachineSpec(**{**data, "identity": identity, "policy": policy, "volumes": volumes})
+
+
+def mount_from_json(data: dict[str, Any]) -> VolumeMount:
+    """A VolumeMount from its wire form. TypeError, KeyError or ValueError if it is none."""
+    return VolumeMount(str(data["volume"]), str(data["path"]), bool(data["read_only"]))
 
 
 def policy_from_json(data: dict[str, Any]) -> EgressPolicy:
@@ -146,6 +183,7 @@ def record_load(path: Path) -> Record:
                 "state": MachineState(data["state"]),
                 "stop_reason": StopReason(reason) if reason else None,
                 "origin": Origin(data["origin"]),
+                "attached": [Attached(**one) for one in data.get("attached", ())],
             }
         )
     except (TypeError, KeyError) as error:
@@ -174,13 +212,21 @@ class Names:
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.state
-        try:
-            data = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            data = {"tag": secrets.token_hex(2), "taps": 0}
-            write_whole(self._path, data)
+        self._place = str(layout.data.resolve())
+        data = _state(self._path)
+        original = Layout(Path(data.get("place", self._place))).state
+        copied = _state(original).get("tag") == data.get("tag") and data and not original.samefile(self._path)
+        if copied:
+            # Beside its original: what that one's machines are called must not look like ours, to us or to libvirt
+            shutil.rmtree(layout.libvirt / "run", ignore_errors=True)
+        if copied or not data:
+            data = {**data, "tag": secrets.token_hex(2), "taps": 0}
         self._tag: str = data["tag"]
         self._taps: int = data["taps"]
+        # Whoever copies machines copies this: it says whose machines are here, not who runs them
+        self.data_tag: str = data.get("data", "") or secrets.token_hex(16)
+        if data.get("place") != self._place or data.get("data") != self.data_tag:
+            self._write(self._taps)
 
     @property
     def prefix(self) -> str:
@@ -201,8 +247,21 @@ class Names:
         return name.removeprefix(self.prefix)
 
     def next_tap(self) -> str:
-        """A tap name that was never used and never will be again. HostFull if that cannot be written down."""
+        """A tap name that was never used and never will be again. HostFull if that cannot be written down. Blocks.
+
+        One caller at a time.
+        """
         # At destroy libvirt deletes whatever tap of that name it finds in the host's namespace: it must be no other's
-        write_whole(self._path, {"tag": self._tag, "taps": self._taps + 1})
+        self._write(self._taps + 1)
         self._taps += 1
         return f"{self.tap_prefix}{self._taps:x}"
+
+    def _write(self, taps: int) -> None:
+        write_whole(self._path, {"tag": self._tag, "taps": taps, "place": self._place, "data": self.data_tag})
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}

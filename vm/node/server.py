@@ -29,7 +29,7 @@ from vm.node.hostinfo import host_info
 from vm.node.lanes import Lanes
 from vm.node.machines import Machines
 from vm.node.reaper import reap_on_sigchld
-from vm.node.records import Names, policy_from_json, secrets_from_json, spec_from_json
+from vm.node.records import Names, mount_from_json, policy_from_json, secrets_from_json, spec_from_json
 from vm.node.settle import settle
 from vm.node.sweep import sweep_for_ever
 from vm.storage.images import image_find
@@ -100,7 +100,7 @@ async def _machines(config: NodeConfig, layout: Layout, lanes: Lanes) -> tuple[M
     machines: Machines
 
     def told(event: Event) -> None:
-        loop.call_soon_threadsafe(lambda: machines.happened(event))
+        loop.call_soon_threadsafe(lambda: machines.ending.happened(event))
 
     def connect() -> Connection:
         kvm.let_in(config.machine_user)
@@ -165,6 +165,15 @@ class Server:
             "machine_policy": self._machine_policy,
             "egress_passages": self._egress_passages,
             "machine_forget": self._machine_forget,
+            "volume_create": self._volume_create,
+            "volume_list": self._volume_list,
+            "machine_snapshot": self._machine_snapshot,
+            "machine_restore": self._machine_restore,
+            "volume_grow": self._volume_grow,
+            "volume_snapshot": self._volume_snapshot,
+            "volume_remove": self._volume_remove,
+            "volume_attach": self._volume_attach,
+            "volume_detach": self._volume_detach,
             "host_info": self._host_info,
         }
 
@@ -235,6 +244,7 @@ class Server:
             await self._events(reader, writer)
         elif verb in self._verbs:
             answer = await self._verbs[verb](machine, params)
+            await self._machines.roster.written()
             writer.write(wire.record({"ok": answer}))
             await writer.drain()
         else:
@@ -249,26 +259,29 @@ class Server:
         return machine_info_to_json(await self._machines.start(spec, secrets_from_json(params["secrets"])))
 
     async def _machine_wait(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.wait(machine, float(params["timeout"])))
+        return machine_info_to_json(await self._machines.roster.wait(machine, float(params["timeout"])))
 
     async def _machine_get(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.get(machine))
+        return machine_info_to_json(self._machines.info(machine))
 
     async def _machine_list(self, machine: str, params: dict[str, Any]) -> Any:
-        return [machine_info_to_json(info) for info in await self._machines.list()]
+        # In pages: an answer is one message, and has a bound. Whatever is there all the while is in one of them.
+        after = str(params.get("after", ""))
+        infos = sorted(self._machines.infos(), key=lambda info: info.machine)
+        return [machine_info_to_json(info) for info in infos if info.machine > after][: wire.LISTED]
 
     async def _machine_stop(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.stop(machine, str(params.get("detail", ""))))
+        return machine_info_to_json(await self._machines.ending.stop(machine, str(params.get("detail", ""))))
 
     async def _machine_suspend(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.suspend(machine))
+        return machine_info_to_json(await self._machines.suspending.suspend(machine))
 
     async def _machine_resume(self, machine: str, params: dict[str, Any]) -> Any:
-        return machine_info_to_json(await self._machines.resume(machine))
+        return machine_info_to_json(await self._machines.suspending.resume(machine))
 
     async def _machine_fork(self, machine: str, params: dict[str, Any]) -> Any:
         spec, secrets = spec_from_json(params["spec"]), secrets_from_json(params["secrets"])
-        return machine_info_to_json(await self._machines.fork(machine, spec, secrets))
+        return machine_info_to_json(await self._machines.forking.fork(machine, spec, secrets))
 
     async def _machine_policy(self, machine: str, params: dict[str, Any]) -> Any:
         policy, secrets = policy_from_json(params["policy"]), secrets_from_json(params["secrets"])
@@ -276,6 +289,38 @@ class Server:
 
     async def _egress_passages(self, machine: str, params: dict[str, Any]) -> Any:
         return passages_to_json(await self._machines.passages(str(params["cursor"]), int(params["limit"])))
+
+    async def _volume_create(self, volume: str, params: dict[str, Any]) -> Any:
+        capacity, source = int(params["capacity"]), str(params["source"])
+        return asdict(await self._machines.volumes.create(volume, capacity, source))
+
+    async def _volume_snapshot(self, volume: str, params: dict[str, Any]) -> Any:
+        return asdict(await self._machines.snapshots.snapshot(volume, str(params["snapshot"])))
+
+    async def _volume_grow(self, volume: str, params: dict[str, Any]) -> Any:
+        return asdict(await self._machines.snapshots.grow(volume, int(params["capacity"])))
+
+    async def _machine_snapshot(self, machine: str, params: dict[str, Any]) -> Any:
+        return asdict(
+            await self._machines.machine_snapshot(
+                machine, str(params["snapshot"]), memory=bool(params.get("memory", False))
+            )
+        )
+
+    async def _machine_restore(self, machine: str, params: dict[str, Any]) -> None:
+        await self._machines.machine_restore(machine, str(params["snapshot"]))
+
+    async def _volume_list(self, volume: str, params: dict[str, Any]) -> Any:
+        return [asdict(info) for info in await self._machines.volumes.list()]
+
+    async def _volume_attach(self, machine: str, params: dict[str, Any]) -> None:
+        await self._machines.volume_attach(machine, mount_from_json(params["mount"]))
+
+    async def _volume_detach(self, machine: str, params: dict[str, Any]) -> None:
+        await self._machines.volume_detach(machine, str(params["volume"]))
+
+    async def _volume_remove(self, volume: str, params: dict[str, Any]) -> Any:
+        await self._machines.volumes.remove(volume)
 
     async def _machine_forget(self, machine: str, params: dict[str, Any]) -> Any:
         await self._machines.forget(machine)
@@ -286,12 +331,13 @@ class Server:
         templates = len(self._machines.templates.sizes())
         info = replace(info, templates=templates, pool_ready=pool.ready, pool_wanted=pool.wanted)
         alive, wanted = self._machines.doors.interceptors.alive, self._config.interceptors
-        return asdict(replace(info, interceptors=alive, interceptors_wanted=wanted))
+        tag = self._machines.names.data_tag
+        return asdict(replace(info, interceptors=alive, interceptors_wanted=wanted, data_tag=tag))
 
     # -- connections that stay
 
     async def _events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with self._machines.subscription() as changes:
+        with self._machines.roster.subscription() as changes:
             # Subscribed before the ok: what happens after it is not missed
             following = spawn(self._follow(changes, writer), name="node events")
             leaving = spawn(_until_gone(reader), name="node events peer")
@@ -318,17 +364,21 @@ class Server:
             await guest.abort()
 
 
-async def relay(peer: ByteStream, guest: ByteStream) -> None:
+async def relay(peer: wire.ChunkStream, guest: ByteStream) -> None:
     """Carry bytes both ways until both have ended, or either broke off; then both are. Holds one piece each way."""
     to_guest = spawn(_carry(peer, guest), name="relay to guest")
     to_peer = spawn(_carry(guest, peer), name="relay to peer")
-    under_way = {to_guest, to_peer}
-    whole = True
+    ways: list[asyncio.Task[Any]] = [to_guest, to_peer]
     try:
-        while under_way and whole:
-            done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            whole = all(way.result() for way in done)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        if not to_guest.done() and to_peer.result():
+            await to_guest
+        elif not to_peer.done() and to_guest.result():
+            # It has nothing more to say, and a guest may say nothing for days: else nobody would see it leave
+            ways.append(spawn(peer.gone(), name="relay's peer"))
+            await asyncio.wait(ways[1:], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        under_way = [way for way in ways if not way.done()]
         for way in under_way:
             way.cancel()
         if under_way:

@@ -14,9 +14,11 @@ from vm.errors import VmError
 from vm.host.kvm import boot_id
 from vm.libvirt import domains, save_image
 from vm.libvirt.domains import DomainState
+from vm.node.booting import MAX_BOOTS
 from vm.node.keeper import Machine
-from vm.node.machines import MAX_BOOTS, RUNNING, Machines
+from vm.node.machines import Machines
 from vm.node.records import Record, record_load, write_whole
+from vm.node.roster import RUNNING
 from vm.node.sweep import PATIENCE, expected, sweep_all
 from vm.storage.qcow2 import layers_of
 
@@ -26,6 +28,7 @@ log = logging.getLogger("atoll.node")
 async def settle(machines: Machines) -> None:
     """Adopt what runs, queue again what was starting, end the rest with a reason, and remove what no record names."""
     machines.layout.disks.mkdir(mode=0o711, exist_ok=True)
+    await machines.lanes.run("settle", machines.volumes.load, deadline=PATIENCE)
     records = _load(machines)
     await machines.lanes.run("settle", machines.templates.load, deadline=PATIENCE)
     found = await machines.lanes.run(
@@ -34,6 +37,7 @@ async def settle(machines: Machines) -> None:
     existing = {domain.name: domain for domain in found}
     adopted: list[Machine] = []
     again: list[Machine] = []
+    measured: list[Machine] = []
     for record in records:
         machine = machines.known[record.machine] = Machine(record)
         if record.state is MachineState.STOPPED:
@@ -42,17 +46,22 @@ async def settle(machines: Machines) -> None:
         if verdict == "adopt":
             adopted.append(machine)
         elif verdict == "again":
-            machines.new_body(record)
+            if record.origin is Origin.FORK and record.template:
+                record.origin, record.template, record.disks, record.fresh = Origin.COLD, "", [], True
+            machines.booting.new_body(record)
             again.append(machine)
         elif verdict == "suspended":
+            measured.append(machine)
             if record.state is not MachineState.SUSPENDED:
                 record.cpu_before = record.cpu_seconds
                 record.memory, record.committed = str(machines.layout.memory(record.machine)), False
                 record.enter(MachineState.SUSPENDED)
-                record.save(machines.layout)
+                machines.roster.save(record)
         else:
             machines.layout.memory(record.machine).unlink(missing_ok=True)
-            machines.stopped(machine, *verdict)
+            machines.roster.stopped(machine, *verdict)
+    for machine in measured:
+        machines.roster.measure_disk(machine.record)
     for machine in adopted:
         await _know_layers(machines, machine.record)
     kept = {machine.record.body for machine in adopted}
@@ -62,7 +71,7 @@ async def settle(machines: Machines) -> None:
         await _adopt(machines, machine)
     for machine in again:
         machine.record.enter(MachineState.QUEUED)
-        machines.enqueue(machine)
+        machines.booting.enqueue(machine)
     machines.pool.open()
 
 
@@ -81,12 +90,15 @@ def _judge(machines: Machines, record: Record, domain: DomainState | None) -> st
     if record.state in (*RUNNING, MachineState.SUSPENDING):
         if domain is None:
             return StopReason.HYPERVISOR_DIED, "it ended while the node was down"
-        if domain.running or record.state is MachineState.SUSPENDING:
+        if not domain.disk_full:
+            # Also one that stood still for a moment, as in a fork
             return "adopt"
-        return StopReason.DISK_FULL, "it was paused, as for want of room on the host's disk, while the node was down"
+        return StopReason.DISK_FULL, "the host's disk had no room for what the guest wrote while the node was down"
     if record.origin in (Origin.RESUME, Origin.FORK):
         if domain is not None and record.committed:
             return "adopt"
+        if record.origin is Origin.FORK and record.template:
+            return "again"  # the memory that it goes on from is kept
         if record.origin is Origin.FORK and _is_whole(machines.scratch / f"{record.body}.save"):
             return "again"
         reason = StopReason.RESUME_FAILED if record.origin is Origin.RESUME else StopReason.BOOT_FAILED
@@ -99,8 +111,11 @@ def _judge(machines: Machines, record: Record, domain: DomainState | None) -> st
 def _is_whole(memory: Path) -> bool:
     try:
         save_image.read(memory)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return False
+    except OSError as error:
+        # What cannot be read now is not gone
+        log.error("%s: %s", memory, error)
     return True
 
 
@@ -113,6 +128,7 @@ async def _know_layers(machines: Machines, record: Record) -> None:
 
     try:
         record.disks = await machines.lanes.run(name, look, deadline=PATIENCE)
+        await machines.attaching.look(record)
     except VmError as error:
         log.error("machine %s: it is not known on which layers it runs, so none is removed: %s", record.machine, error)
         machines.layers.frozen = True
@@ -125,7 +141,7 @@ async def _adopt(machines: Machines, machine: Machine) -> None:
     machines.layout.memory(record.machine).unlink(missing_ok=True)
 
     # A door before its processor runs on
-    await machines.open_again(record)
+    await machines.suspending.open_again(record)
 
     def go_on() -> None:
         state = domains.domain_state(machines.conn, name)
@@ -134,13 +150,15 @@ async def _adopt(machines: Machines, machine: Machine) -> None:
 
     try:
         await machines.lanes.run(name, go_on, deadline=PATIENCE)
-    except VmError as error:
+        # What it used while no node looked counts, even if it ends before the first look
+        await machines.keeper.measure(record)
+    except (VmError, OSError) as error:
         log.warning("machine %s: %s", record.machine, error)
     if record.state not in RUNNING:
         record.enter(MachineState.READY)
     record.fresh = False
-    record.save(machines.layout)
-    machines.adopt(machine)
+    machines.roster.save(record)
+    machines.suspending.adopt(machine)
 
 
 def _load(machines: Machines) -> list[Record]:
@@ -158,6 +176,7 @@ def _load(machines: Machines) -> list[Record]:
             # Its disk may be somebody's work: a person must look
             log.error("machine %s is left alone, and so is everything that may be its own: %s", place.name, error)
             machines.layers.frozen = True
+            machines.roster.know_unreadable(place.name)
     return records
 
 

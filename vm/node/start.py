@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import pwd
 import secrets
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,30 +26,34 @@ from typing import Any
 from vm.api import Origin
 from vm.background import spawn
 from vm.errors import HostFull, HypervisorError, MachineFailed, StreamReset, VmError
-from vm.guest.calls import call
 from vm.guest.channel import Channel
 from vm.host.authority import authority_hash
 from vm.host.cgroups import Bounds, ControlGroups
 from vm.host.run import CommandFailed
-from vm.image.build import host_certificates
+from vm.image.hashes import host_certificates
 from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
+from vm.libvirt.guest_memory import guest_memory
 from vm.net import nftables
 from vm.net.namespace import namespace_create, namespace_remove, tap_move, tap_remove
 from vm.net.sockets import make_here
+from vm.node.asking import ask
 from vm.node.config import NodeConfig
 from vm.node.doors import Doors
-from vm.node.lanes import Lanes
+from vm.node.lanes import SAVING, Lanes, TooSlow
+from vm.node.randomness import renew
 from vm.node.records import Names, Record
+from vm.node.scribe import Scribe
 from vm.storage.images import image_find
 from vm.storage.layout import BodyId, LayerId, Layout, private_directory
-from vm.storage.qcow2 import overlay_create
+from vm.storage.qcow2 import overlay_create, sync
 
 log = logging.getLogger("atoll.node")
 
 # The same in every machine, each in a namespace of its own: a clone of one must fit where another was.
 MAC = "52:54:00:a7:01:01"
 _HEADER_SPARE = 4096  # bytes: what another machine's names may be longer
+_TOLD_LATE = 10.0  # seconds after which libvirt tells nothing more of a domain's end
 _QUICK = 30.0  # seconds that a blocking step may take before it has failed
 
 
@@ -65,6 +70,7 @@ class Starter:
         accelerator: str,
         scratch: Path,
         doors: Doors,
+        scribe: Scribe,
     ) -> None:
         self._config = config
         self._layout = layout
@@ -74,7 +80,9 @@ class Starter:
         self._accelerator = accelerator
         self._scratch = scratch
         self._doors = doors
+        self._scribe = scribe
         self._unasked: bool | None = None
+        self.given_up: set[BodyId] = set()
         # systemd's host: there the groups are libvirt's to make
         self._libvirt_bounds = bool(config.libvirt_uri) or Path("/run/systemd/system").exists()
         self.groups = None if self._libvirt_bounds else ControlGroups(names.prefix.rstrip("-"))
@@ -88,9 +96,9 @@ class Starter:
         """
         async with AsyncExitStack() as undo:
             record.stages.clear()
-            record.tap = self._names.next_tap()
-            self._save(record)
-            undo.push_async_callback(self.release, record)
+            record.tap = await self._lanes.run("names", self._names.next_tap, deadline=_QUICK)
+            await self._scribe.write(record)
+            undo.push_async_callback(self.give_up, record)
             image = self._layout.memory(record.machine) if record.origin is Origin.RESUME else self._image(record)
             copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
             with _side_by_side(record, "image", "disk"):
@@ -110,10 +118,13 @@ class Starter:
                 channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
                 if record.origin is Origin.RESUME:
-                    await self._commit(record)
+                    await self._go_on(record)
                     # Its memory is in its domain only: whatever fails from here on, that stays
                     undo.pop_all()
-                await self._blocking(record, lambda: domains.domain_resume(self._conn, self._names.of(record.body)))
+                else:
+                    if record.origin is Origin.FORK:
+                        await self._blocking(record, partial(self._renew_random, record))
+                    await self._run(record)
                 if record.origin is Origin.COLD:
                     await self._await_agent(channel)
                     await self._have_trusted(record, channel)
@@ -129,12 +140,36 @@ class Starter:
     async def _gone(self, image: Path) -> None:
         await self._lanes.run("memory", lambda: image.unlink(missing_ok=True), deadline=_QUICK)
 
-    async def _commit(self, record: Record) -> None:
-        """From here on the processor may run: what was saved of its memory is of the past."""
-        record.committed = True
-        self._save(record)
-        memory = self._layout.memory(record.machine)
-        await self._lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=_QUICK)
+    async def _run(self, record: Record) -> None:
+        await self._blocking(record, lambda: domains.domain_resume(self._conn, self._names.of(record.body)))
+
+    def _renew_random(self, record: Record) -> None:
+        state = image_find(self._config.image_cache, record.image).random
+        if state is None:
+            raise HypervisorError("its image is of an earlier version, whose machines cannot be forked")
+        with guest_memory(self._conn, self._names.of(record.body)) as memory:
+            renew(memory, state)
+
+    async def _go_on(self, record: Record) -> None:
+        """Let its processor run again: from then on what was saved of its memory is of the past."""
+        record.committed, asked = True, False
+        try:
+            await self._scribe.write(record)
+            # Its name in the directory, too: after a loss of power this memory must not go on with a newer disk
+            await self._blocking(record, lambda: sync([self._layout.machine(record.machine)]))
+            asked = True
+            await self._run(record)
+        except BaseException as error:
+            # Of one that was asked to run nobody knows better, unless the hypervisor said no
+            if not asked or (isinstance(error, VmError) and not isinstance(error, TooSlow)):
+                record.committed = False
+                self._scribe.write(record)
+            raise
+        memory, past = self._layout.memory(record.machine), self._layout.past_memory(record.machine, record.body)
+        with suppress(VmError, OSError):
+            # Under another name first: when it is removed, the next suspend may have written one already
+            await self._blocking(record, partial(os.rename, memory, past))
+        spawn(self._gone(past), name=f"memory of {record.machine}")
 
     def channel(self, body: BodyId, changed: Callable[[bool, str], None]) -> Channel:
         """The channel to a body that has a domain."""
@@ -165,6 +200,14 @@ class Starter:
             (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
             self._lanes.forget(self._names.of(record.body))
 
+    async def give_up(self, record: Record) -> None:
+        """Release what failed to start. Its domain's end is our own doing, and what libvirt tells of it is no news."""
+        self.given_up.add(record.body)
+        try:
+            await self.release(record)
+        finally:
+            asyncio.get_running_loop().call_later(_TOLD_LATE, self.given_up.discard, record.body)
+
     def _network_gone(self, record: Record) -> None:
         namespace_remove(self._names.of(record.body))
         if record.tap:
@@ -181,7 +224,8 @@ class Starter:
 
         async def domain() -> None:
             try:
-                await self._stage(record, "domain", make)
+                # What is restored comes from the disk, which may be as slow as it was when that was saved
+                await self._stage(record, "domain", make, SAVING if record.origin is Origin.RESUME else 60)
             finally:
                 over.set()
 
@@ -212,7 +256,7 @@ class Starter:
     def _disk(self, record: Record) -> None:
         disk = self._layout.disk(record.disks[0])
         if not disk.exists():
-            if not record.fresh and record.origin is not Origin.FORK:
+            if not record.fresh:
                 # An empty one in its place would look like a machine that lost everything
                 raise HypervisorError("its disk is not on this host any more")
             if record.origin is Origin.CLONE:
@@ -330,6 +374,7 @@ class Starter:
             disk=self._layout.disk(record.disks[0]),
             agent_socket=self._layout.agent(record.body),
             tap=record.tap,
+            volumes={one.serial: self._layout.disk(one.layers[0]) for one in record.attached},
         )
         return xml_build.moved(save_image.read(image).xml, place)
 
@@ -355,20 +400,14 @@ class Starter:
     async def _blocking(self, record: Record, work: Callable[[], None], *, deadline: float = _QUICK) -> None:
         await self._lanes.run(self._names.of(record.body), work, deadline=deadline)
 
-    def _save(self, record: Record) -> None:
-        # A clone in the pool is nobody's yet: the next node sweeps it away
-        if record.machine:
-            record.save(self._layout)
-
     # -- the agent
 
     async def _await_agent(self, channel: Channel) -> None:
         until = time.monotonic() + self._config.boot_patience
         while True:
             try:
-                stream = await channel.open(timeout=until - time.monotonic())
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + 10):
-                    await expect_ok(call(stream, "ping"))
+                async with asyncio.timeout(10):
+                    await ask(channel, "ping", patience=until - time.monotonic())
                 return
             except (StreamReset, TimeoutError) as error:
                 # A link that breaks while the guest starts is made anew by its keeper
@@ -384,7 +423,7 @@ class Starter:
             hashes = await asyncio.to_thread(lambda: [authority_hash(one) for one in certificates])
             params = {"certificates": certificates, "hashes": hashes}
             async with asyncio.timeout(30):
-                await expect_ok(call(await channel.open(), "trust", params))
+                await ask(channel, "trust", params)
         except (MachineFailed, CommandFailed, TimeoutError) as error:
             # As on a disk that is full: its owner must be able to make room
             log.warning("machine %s does not trust this installation: %s", record.machine, error)
@@ -394,11 +433,11 @@ class Starter:
         with _timed(record, "identity"):
             if record.origin is Origin.RESUME:
                 async with asyncio.timeout(30):
-                    stream = await channel.open(early=True)
-                    await expect_ok(call(stream, "wake", {"time": time.time(), "entropy": _entropy()}))
+                    await ask(channel, "wake", {"time": time.time(), "entropy": _entropy()}, early=True)
             else:
-                # A fork's environment is in its memory, newer than what its original was started with
-                await self.identify(record, channel, env=record.origin is not Origin.FORK)
+                # A fork's environment is in its memory, newer than what its original was started with; who goes on from
+                # a memory that was kept is somebody else
+                await self.identify(record, channel, env=record.origin is not Origin.FORK or bool(record.template))
 
     async def identify(self, record: Record, channel: Channel, *, env: bool = True) -> None:
         """Tell the agent who it is. Repeatable."""
@@ -410,7 +449,7 @@ class Starter:
             "entropy": _entropy(),
         }
         async with asyncio.timeout(30):
-            await expect_ok(call(await channel.open(early=True), "identity", params))
+            await ask(channel, "identity", params, early=True)
 
 
 def authorities(config: NodeConfig, layout: Layout) -> list[str]:
@@ -421,14 +460,6 @@ def authorities(config: NodeConfig, layout: Layout) -> list[str]:
 
 def _entropy() -> str:
     return base64.b64encode(secrets.token_bytes(64)).decode()
-
-
-async def expect_ok(reply: Any) -> Any:
-    """The value of an awaited reply's ok. MachineFailed with the agent's own words otherwise."""
-    answer: Mapping[str, Any] = await reply
-    if "ok" not in answer:
-        raise MachineFailed(f"its agent refused: {str(answer)[:300]}")
-    return answer["ok"]
 
 
 async def _together(*steps: Coroutine[Any, Any, None]) -> None:

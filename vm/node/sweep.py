@@ -12,11 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from vm.api import MachineState, Origin
+from vm.background import spawn
 from vm.errors import VmError
 from vm.libvirt import domains
 from vm.net.namespace import namespace_names, namespace_remove, tap_names, tap_remove
 from vm.node.keeper import Machine
-from vm.node.machines import RUNNING, Machines
+from vm.node.machines import Machines
+from vm.node.roster import RUNNING
+from vm.storage.layout import Layout
 
 log = logging.getLogger("atoll.node")
 _COMING = (MachineState.QUEUED, MachineState.STARTING)
@@ -55,6 +58,7 @@ def expected(machines: Machines, *, kept: set[str] | None = None) -> Expected:
             {m.record.body for m in known if m.record.origin is Origin.FORK and m.record.state in _COMING}
             | bodies
             | machines.templates.layers()
+            | machines.remembering.images
         ),
         memories=frozenset(m.record.machine for m in known if _may_have_memory(m)),
     )
@@ -95,7 +99,7 @@ def remove(machines: Machines, stray: Stray) -> None:
     log.info("removing the %s %s: it is nobody's", stray.kind, stray.name)
     if stray.kind == "domain":
         # libvirt may still hold on to one whose start was cut short; without its process it lets go
-        _kill(machines, stray.name)
+        kill_qemu(machines.layout, stray.name)
         domains.domain_destroy(machines.conn, stray.name)
     elif stray.kind == "namespace":
         machines.doors.unmade(machines.names.body(stray.name))
@@ -117,26 +121,33 @@ def sweep_all(machines: Machines, wanted: Expected) -> None:
         except VmError as error:
             # One that cannot be removed keeps nobody from his machines: it is tried again and again
             log.warning("the %s %s could not be removed yet: %s", stray.kind, stray.name, error)
-    for path in machines.layout.machines.glob("*/*.new"):
+    # Half-written files, memories of before, and disks that were to be merged: what they were for is there as it was
+    for path in [*machines.layout.machines.glob("*/*.new"), *machines.layout.disks.glob("*.new")]:
         path.unlink(missing_ok=True)
 
 
-def _kill(machines: Machines, name: str) -> None:
+def kill_qemu(layout: Layout, name: str) -> None:
+    """Kill the process of the domain of that name, if there is one; never one that has its number by now."""
     with suppress(OSError, ValueError):
-        pid = int((machines.layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
-        # The number may be another process's by now
-        if f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+        pid = int((layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
+        # Held while it is looked at: the number cannot become another process's before the kill
+        process = os.pidfd_open(pid)
+        try:
+            if f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
 
 
 async def sweep_for_ever(machines: Machines) -> None:
     """Look again and again for what is nobody's, and for machines whose end nobody told of."""
     suspected: set[Stray] = set()
     missing: set[str] = set()
+    shortening: asyncio.Task[None] | None = None
     while True:
         await asyncio.sleep(EVERY)
         machines.out_of_memory.look()
-        machines.save_again()
+        machines.roster.save_again()
         try:
             found = set(
                 await machines.lanes.run("settle", partial(strays, machines, expected(machines)), deadline=PATIENCE)
@@ -146,6 +157,8 @@ async def sweep_for_ever(machines: Machines) -> None:
                 await machines.lanes.run("settle", partial(remove, machines, stray), deadline=PATIENCE)
             suspected = found - suspected
             missing = await _look_for_missing(machines, missing)
+            if shortening is None or shortening.done():
+                shortening = spawn(machines.volumes.shorten(), name="shorten")
         except (VmError, OSError) as error:
             log.warning("could not look for leftovers: %s", error)
 
@@ -158,5 +171,5 @@ async def _look_for_missing(machines: Machines, missing: set[str]) -> set[str]:
     gone = {m.record.body for m in machines.known.values() if m.record.state in RUNNING and m.ending is None} - there
     for machine in list(machines.known.values()):
         if machine.record.body in gone & missing:
-            machines.vanished(machine)
+            machines.ending.vanished(machine)
     return gone

@@ -13,35 +13,43 @@ import logging
 import secrets
 import shutil
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vm.api import Identity, MachineSpec, MachineState
-from vm.errors import VmError
-from vm.guest.calls import call
+from vm.api import Identity, MachineSpec, MachineState, VolumeId
+from vm.background import spawn
+from vm.errors import HypervisorError, VmError
 from vm.guest.channel import Channel
 from vm.host.kvm import boot_id
 from vm.libvirt import domains, save_image, xml_build
 from vm.libvirt.connection import Connection
+from vm.node.asking import ask, pid_of
 from vm.node.config import NodeConfig
 from vm.node.demand import Size
 from vm.node.lanes import Lanes
 from vm.node.records import Names, Record, write_whole
-from vm.node.start import Starter, authorities, expect_ok
+from vm.node.start import Starter, authorities
 from vm.storage.images import image_find
 from vm.storage.layout import LayerId, Layout
+from vm.storage.qcow2 import sync
 
 log = logging.getLogger("atoll.node")
 
 _SETTLE = 1.0  # seconds a guest is given after its boot to finish what it does by itself
 _WARM = ("true", "sh -c :", "python3 -c pass")  # first runs read files; whoever is cloned has them in memory
+_KEEPING = 600.0  # seconds that copying a machine's memory may take
 _TRIES = 2  # starts from a template that may fail, at the agent, until it is held to be broken
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One template on disk. `disk` is the layer that its memory knows; `digest` is the memory image's SHA-256."""
+    """One template on disk. `disk` is the layer that its memory knows, over `below`; `digest` its image's SHA-256.
+
+    A `live` one is not baked but the memory of somebody's machine, kept with a snapshot: it cannot be made again.
+    """
 
     key: str
     size: Size
@@ -49,6 +57,13 @@ class Template:
     disk: LayerId
     digest: str
     baked_at: float
+    below: tuple[LayerId, ...] = ()
+    live: bool = False
+
+    @property
+    def layers(self) -> list[LayerId]:
+        """Of its disk, from the top."""
+        return [self.disk, *self.below]
 
 
 class Templates:
@@ -76,6 +91,10 @@ class Templates:
         self._baking: Record | None = None
         self._known: dict[str, Template] = {}
         self._bakes_failed: dict[Size, float] = {}
+        self._looked_at: set[str] = set()
+        # Set by whoever has volumes: the image and the layers of a machine that boots from a snapshot
+        self.root: Callable[[VolumeId, LayerId], Awaitable[tuple[str, list[LayerId]]]] = _no_root
+        self.knows: Callable[[VolumeId], bool] = lambda volume: True
 
     # -- knowing
 
@@ -88,11 +107,17 @@ class Templates:
         self._layout.templates.mkdir(mode=0o711, exist_ok=True)
         for place in self._layout.templates.iterdir():
             template = _read(place)
-            if template is not None and template.key == self._key(template.size) and self._whole(template):
-                self._known[template.key] = template
-            else:
-                log.info("removing the template %s: it is not whole, or of another image, QEMU or CPU", place.name)
-                shutil.rmtree(place, ignore_errors=True)
+            current = template is not None and template.key == self._key(template.size)
+            if template is not None and (not template.size.root or self.knows(template.size.root)):
+                if current and (template.live or self._whole(template)):
+                    self._known[template.key] = template
+                    continue
+                if template.live:
+                    # It is of use again with the QEMU it was made with
+                    log.warning("the memory kept with snapshot %s is of another QEMU or CPU", template.size.root)
+                    continue
+            log.info("removing the template %s: it is not whole, or of another image, QEMU or CPU", place.name)
+            shutil.rmtree(place, ignore_errors=True)
 
     def find(self, size: Size) -> Template | None:
         """The template for machines of that size, if there is one."""
@@ -104,7 +129,7 @@ class Templates:
 
     def layers(self) -> set[LayerId]:
         """The layers that templates need."""
-        layers = {template.disk for template in self._known.values()}
+        layers = {layer for template in self._known.values() for layer in template.layers}
         return layers | set(self._baking.disks if self._baking is not None else ())
 
     def bodies(self) -> set[str]:
@@ -122,7 +147,7 @@ class Templates:
         began = time.monotonic()
         body = secrets.token_hex(16)
         record = Record(
-            spec=MachineSpec("", size.memory_mib, size.vcpus, size.disk_gib, Identity("sandbox")),
+            spec=MachineSpec("", size.memory_mib, size.vcpus, size.disk_gib, Identity("sandbox"), root=size.root),
             image=image_find(self._config.image_cache, self._config.image).hash,
             state=MachineState.STARTING,
             since=time.time(),
@@ -132,6 +157,8 @@ class Templates:
         )
         self._baking = record
         try:
+            if size.root:
+                record.image, record.disks = await self.root(size.root, record.disks[0])
             template = await self._bake(record, size)
         except (VmError, OSError, TimeoutError) as error:
             self._bakes_failed[size] = time.monotonic()
@@ -151,35 +178,103 @@ class Templates:
     async def _bake(self, record: Record, size: Size) -> Template:
         channel = await self._starter.start(record, lambda up, why: None)
         try:
+            if size.root:
+                with suppress(VmError):  # it then has the room that it had
+                    await ask(channel, "volume.grow", {"serial": ""})
             await warm_up(channel)
             await asyncio.sleep(_SETTLE)
             async with asyncio.timeout(30):
-                await expect_ok(call(await channel.open(), "sync"))
+                await ask(channel, "sync")
         finally:
             await channel.close()
-        key = self._key(size)
-        building = self._layout.templates / f".{key}"
-        place = self._layout.template(key)
         name = self._names.of(record.body)
 
-        def save() -> Template:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(mode=0o700)
+        def save(building: Path) -> Template:
             memory = building / "memory.save"
             domains.domain_save(self._conn, name, memory)
             self._layout.disk(record.disks[0]).chmod(0o400)
-            template = Template(key, size, record.image, record.disks[0], _digest(memory), time.time())
-            write_whole(building / "template.json", asdict(template))
-            shutil.rmtree(place, ignore_errors=True)
-            building.rename(place)
-            return template
+            top, *below = record.disks
+            return Template(self._key(size), size, record.image, top, _digest(memory), time.time(), tuple(below))
 
-        template = await self._lanes.run(name, save, deadline=120)
+        template = await self._lanes.run(name, lambda: self._build(size, save), deadline=120)
         await self._starter.release(record)  # the namespace and the socket; the domain has ended
         return template
 
+    def _build(self, size: Size, make: Callable[[Path], Template]) -> Template:
+        """A template's directory, whole or not there; `make` puts its memory into the one it is given. Blocks."""
+        key = self._key(size)
+        building, place = self._layout.templates / f".{key}", self._layout.template(key)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(mode=0o700)
+        try:
+            template = make(building)
+            write_whole(building / "template.json", asdict(template))
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        shutil.rmtree(place, ignore_errors=True)
+        building.rename(place)
+        return template
+
+    # -- memory of somebody's machine
+
+    async def keep(self, size: Size, image: str, layers: list[LayerId], memory: Path, names: Path) -> None:
+        """Have machines of that size go on from this memory, whose disk are these layers. OSError, HostFull."""
+
+        def copy(building: Path) -> Template:
+            kept = building / "memory.save"
+            save_image.clone(memory, kept, save_image.read(memory).xml)
+            with suppress(FileNotFoundError):  # its memory knows which name each virtual address stands for
+                shutil.copyfile(names, building / "names")
+            sync([kept, building])
+            top, *below = layers
+            return Template(self._key(size), size, image, top, _digest(kept), time.time(), tuple(below), live=True)
+
+        def build() -> Template:
+            template = self._build(size, copy)
+            sync([self._layout.templates])
+            return template
+
+        template = await self._lanes.run(f"memory of {size.root}", build, deadline=_KEEPING, slow=True)
+        self._lanes.forget(f"memory of {size.root}")
+        self._looked_at.add(template.key)
+        self._known[template.key] = template
+
+    def kept_mib(self, template: Template) -> int:
+        """How much memory was kept, in MiB."""
+        try:
+            return (self._layout.template(template.key) / "memory.save").stat().st_size // 2**20
+        except OSError:
+            return 0  # `lend` says what is wrong with it
+
+    async def lend(self, template: Template, image: Path, names: Path) -> None:
+        """Copy the memory of a live one to `image`, for one machine to go on from. HypervisorError if it is damaged."""
+
+        def copy() -> None:
+            place = self._layout.template(template.key)
+            if template.key not in self._looked_at and not self._whole(template):
+                raise HypervisorError("the memory that was kept is damaged")
+            self._looked_at.add(template.key)
+            try:
+                save_image.clone(place / "memory.save", image, save_image.read(place / "memory.save").xml)
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(place / "names", names)
+            except (OSError, ValueError) as error:
+                image.unlink(missing_ok=True)
+                raise HypervisorError(f"the memory that was kept cannot be read: {error}") from error
+
+        await self._lanes.run(f"memory of {template.size.root}", copy, deadline=_KEEPING, slow=True)
+
+    def forget_root(self, root: VolumeId) -> None:
+        """The snapshot is no more, and neither is what was made of it."""
+        for template in list(self._known.values()):
+            if template.size.root == root:
+                self.discard(template.key)
+
     def failed(self, key: str, stage: str) -> bool:
         """A start from it did not succeed at that stage; whether that was the end of the template."""
+        if key in self._known and self._known[key].live:
+            return False  # there is no other
         self._failures[key] = self._failures.get(key, 0) + (_TRIES if stage in ("image", "domain") else 1)
         if self._failures[key] < _TRIES:
             return False
@@ -198,24 +293,39 @@ class Templates:
         self._failures.pop(key, None)
         if (template := self._known.pop(key, None)) is not None:
             self._starter.drop_spare(template.disk)
-        shutil.rmtree(self._layout.template(key), ignore_errors=True)
+        # Out of the way of one that is baked anew; hundreds of megabytes are no work for the event loop
+        past = self._layout.templates / f".{secrets.token_hex(8)}"
+        with suppress(OSError):
+            self._layout.template(key).rename(past)
+            spawn(self._gone(past), name=f"template {key}")
+
+    async def _gone(self, place: Path) -> None:
+        await self._lanes.run("memory", lambda: shutil.rmtree(place, ignore_errors=True), deadline=_KEEPING, slow=True)
 
     def _forget_oldest(self) -> None:
         # The warm size is asked for most, whenever it was baked
-        others = [template for template in self._known.values() if template.size != warm_size(self._config)]
+        warm = warm_size(self._config)
+        others = [one for one in self._known.values() if one.size != warm and not one.live]
         for template in sorted(others, key=lambda template: template.baked_at)[: -self._config.templates_kept or None]:
             self.discard(template.key)
 
     def _key(self, size: Size) -> str:
-        return hashlib.sha256(json.dumps({**self._facts, **asdict(size)}, sort_keys=True).encode()).hexdigest()[:32]
+        # What a snapshot lies over is the snapshot's business
+        facts = {**self._facts, "image": ""} if size.root else self._facts
+        return hashlib.sha256(json.dumps({**facts, **asdict(size)}, sort_keys=True).encode()).hexdigest()[:32]
 
     def _whole(self, template: Template) -> bool:
         memory = self._layout.template(template.key) / "memory.save"
         try:
             save_image.read(memory)
-            return self._layout.disk(template.disk).exists() and _digest(memory) == template.digest
+            there = all(self._layout.disk(layer).exists() for layer in template.layers)
+            return there and _digest(memory) == template.digest
         except (OSError, ValueError):
             return False
+
+
+async def _no_root(root: VolumeId, own: LayerId) -> tuple[str, list[LayerId]]:
+    raise HypervisorError(f"there is no snapshot {root} here")
 
 
 def warm_size(config: NodeConfig) -> Size | None:
@@ -224,8 +334,8 @@ def warm_size(config: NodeConfig) -> Size | None:
 
 
 def size_of(record: Record) -> Size:
-    """Of which size a template for it would be."""
-    return Size(record.memory_mib, record.spec.vcpus, record.spec.disk_gib)
+    """Of which size a template for it would be; of one that boots from a volume there is none."""
+    return Size(record.memory_mib, record.spec.vcpus, record.spec.disk_gib, record.spec.root)
 
 
 async def warm_up(channel: Channel, commands: tuple[str, ...] = _WARM) -> None:
@@ -234,8 +344,8 @@ async def warm_up(channel: Channel, commands: tuple[str, ...] = _WARM) -> None:
         for command in commands:
             program, *arguments = command.split(" ")
             params = {"command": program, "args": arguments, "stdin": "null", "stdout": "null", "stderr": "null"}
-            started = await expect_ok(call(await channel.open(), "spawn", params))
-            await expect_ok(call(await channel.open(), "processWait", {"pid": started["pid"]}))
+            pid = pid_of(await ask(channel, "spawn", params))
+            await ask(channel, "processWait", {"pid": pid})
 
 
 def _facts(conn: Connection, accelerator: str, image: str, tb_cache_mib: int) -> dict[str, Any]:
@@ -264,7 +374,7 @@ def _cpu() -> str:
 def _read(place: Path) -> Template | None:
     try:
         data = json.loads((place / "template.json").read_text())
-        return Template(**{**data, "size": Size(**data["size"])})
+        return Template(**{**data, "size": Size(**data["size"]), "below": tuple(data.get("below", ()))})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from typing import Any
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 from vm.errors import StreamReset
 
 VERSION = 1
 MAX_RECORD = 4 * 2**20
+LISTED = 200
+"""Machines in one answer: the longest explanation, each letter escaped to 12 bytes, makes 17 KiB of one."""
 LENGTH = struct.Struct(">I")
 END = LENGTH.pack(0)
 PIECE = 131_072
@@ -30,6 +33,20 @@ async def read_record(reader: asyncio.StreamReader) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError("a record must be an object")
     return record
+
+
+def read_record_of(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next record of a blocking stream; None at its end. ValueError if it is none or too long."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    if length > MAX_RECORD:
+        raise ValueError(f"a record of {length} bytes")
+    found = json.loads(stream.read(length))
+    if not isinstance(found, dict):
+        raise ValueError("a record must be an object")
+    return found
 
 
 def record(data: dict[str, Any]) -> bytes:
@@ -68,6 +85,11 @@ class ChunkStream:
             raise StreamReset("the stream broke off")
         self._left -= len(data)
         return data
+
+    async def gone(self) -> None:
+        """Return once the peer has hung up; only after its end was read."""
+        with suppress(OSError):
+            await self._reader.read(1)
 
     async def write(self, data: bytes) -> None:
         """Send, waiting while the peer has no room. StreamReset if it broke off."""

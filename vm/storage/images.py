@@ -10,10 +10,19 @@ from vm.errors import ImageMissing
 
 
 @dataclass(frozen=True, slots=True)
+class RandomState:
+    """Where in physical memory its kernel has the state of its random numbers: `base_crng`, and the vDSO's part."""
+
+    base: int
+    vdso: int
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """A finished image. `root` is read-only and the backing file of every machine's disk.
 
-    `registries` are the package registries that its apt, pip and npm ask, as `host:port`.
+    `registries` are the package registries that its apt, pip and npm ask, as `host:port`. `random` is None in images of
+    an earlier format, whose machines cannot be forked.
     """
 
     hash: str
@@ -23,6 +32,7 @@ class Image:
     root_format: str
     cmdline: str
     registries: tuple[str, ...] = ()
+    random: RandomState | None = None
 
 
 def image_find(cache: Path, image: str = "") -> Image:
@@ -50,4 +60,5 @@ def _load(place: Path) -> Image:
         root_format=manifest["root_format"],
         cmdline=manifest["cmdline"],
         registries=tuple(manifest.get("registries", ())),  # images of an earlier format do not say
+        random=RandomState(**manifest["random"]) if "random" in manifest else None,
     )

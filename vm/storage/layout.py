@@ -7,13 +7,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vm.api import MachineId
+from vm.api import MachineId, VolumeId
 from vm.errors import HypervisorError
 
 type BodyId = str
 """32 hex digits: what a domain, its namespace and its socket are called after; a machine has one at a time."""
 type LayerId = str
-"""32 hex digits: a qcow2 file of a root disk, named when it is made and never renamed."""
+"""32 hex digits: a qcow2 file of a root disk or a volume, named when it is made and never renamed."""
 
 # A unix socket's path has 107 bytes; the longest of ours is libvirt's monitor socket, see `Layout.too_long`.
 _SOCKET_PATH = 107
@@ -97,14 +97,31 @@ class Layout:
         """Its memory while it is suspended, as a save image."""
         return self.machine(machine) / "memory.save"
 
+    def past_memory(self, machine: MachineId, body: BodyId) -> Path:
+        """A memory that `body` was resumed from, until it is removed; what is left of them goes at a node's start."""
+        return self.machine(machine) / f"memory-{body}.new"
+
+    @property
+    def volumes(self) -> Path:
+        """What the node knows about volumes and their snapshots, a file each; their layers lie in `disks`."""
+        return self.data / "volumes"
+
+    def volume(self, volume: VolumeId) -> Path:
+        """The record of one volume or snapshot."""
+        return self.volumes / f"{volume}.json"
+
     @property
     def disks(self) -> Path:
-        """Every layer of every root disk, in one directory: layers are shared, and name each other by path."""
+        """Every layer of every disk, in one directory: layers are shared, and name each other by path."""
         return self.data / "disks"
 
     def disk(self, layer: LayerId) -> Path:
         """One layer."""
         return self.disks / f"{layer}.qcow2"
+
+    def seal(self, layer: LayerId) -> Path:
+        """The checksum of a layer that nobody writes to any more."""
+        return self.disks / f"{layer}.seal"
 
     def spare(self, layer: LayerId) -> Path:
         """An empty layer over that one, for its next clone."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vm.host.provision import roots
 from vm.host.run import CommandFailed, run
-from vm.image.build import base_hash, current_hash
+from vm.image.hashes import base_hash, current_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def survey(*, data: Path, image_cache: Path) -> list[Kept]:
     """Everything kept, largest first. Reads only; blocks while it walks the trees."""
     used = {image for root in {data, *roots(image_cache)} for image in _used_images(root)}
     found = [_image(path, used) for path in image_cache.glob("[!.]*") if path.is_dir()]
-    found += [Kept("a layer of machines' disks", path, allocated(path)) for path in (data / "disks").glob("*.qcow2")]
+    found += [Kept("a layer of disks or volumes", path, allocated(path)) for path in (data / "disks").glob("*.qcow2")]
     found += [
         Kept("the memory of a suspended machine", path, allocated(path))
         for path in (data / "machines").glob("*/memory.save")

@@ -12,8 +12,21 @@ export type Me = Schemas["Me"];
 export type Secret = Schemas["SecretOut"];
 /** As one sandbox has it: what stands for it there, and whether one of its own hides it. */
 export type SandboxSecret = Schemas["SandboxSecretOut"];
+export type Exposure = Schemas["ExposureOut"];
+export type ExposureWanted = Required<Schemas["ExposureIn"]>;
+export type Port = Schemas["PortOut"];
+export type SshAddress = Schemas["SshAddress"];
 export type SecretWanted = Required<Schemas["SecretIn"]>;
 export type SecretRotation = Schemas["SecretRotation"];
+export type Volume = Schemas["VolumeShown"];
+export type Lineage = Schemas["LineageOut"];
+export type Checkpoint = Schemas["CheckpointOut"];
+export type CheckpointFile = Schemas["FileOut"];
+export type Difference = Schemas["DifferenceOut"];
+export type VolumeWanted = Required<Schemas["VolumeIn"]>;
+export type MountWanted = Required<Schemas["MountIn"]>;
+/** The two lists of what outlives sandboxes. */
+export type Shelf = "volumes" | "snapshots";
 type Policy = Pick<Schemas["NetworkOut"], "allow_net" | "deny_net" | "ask_net">;
 
 export class ApiError extends Error {
@@ -98,7 +111,8 @@ export class Api {
     return this.#ask("GET", `/sandboxes/${id}`);
   }
 
-  sandboxCreate(body: { name: string; memory_mb: number }): Promise<Sandbox> {
+  /** `root`: the volume or snapshot that it boots from, by id or slug. */
+  sandboxCreate(body: { name: string; memory_mb: number; root?: string }): Promise<Sandbox> {
     return this.#ask("POST", "/sandboxes", { ...body, kind: "workspace" });
   }
 
@@ -236,6 +250,103 @@ export class Api {
 
   secretRevoke(id: string): Promise<void> {
     return this.#ask("DELETE", `/secrets/${id}`);
+  }
+
+  exposures(id: string): Promise<Exposure[]> {
+    return this.#ask("GET", `/sandboxes/${id}/exposures`);
+  }
+
+  expose(id: string, body: ExposureWanted): Promise<Schemas["ExposureMade"]> {
+    return this.#ask("POST", `/sandboxes/${id}/exposures`, body);
+  }
+
+  unexpose(id: string, exposure: string): Promise<void> {
+    return this.#ask("DELETE", `/sandboxes/${id}/exposures/${exposure}`);
+  }
+
+  ports(id: string): Promise<Port[]> {
+    return this.#ask("GET", `/sandboxes/${id}/ports`);
+  }
+
+  sshAddress(id: string): Promise<SshAddress> {
+    return this.#ask("GET", `/sandboxes/${id}/ssh`);
+  }
+
+  /** A page of them, newest first; `next` is the cursor of the one that follows. */
+  shelf(
+    shelf: Shelf,
+    wanted: { search?: string; cursor?: string; state?: "ready" | "deleted"; limit?: number } = {},
+  ): Promise<Schemas["VolumePage"]> {
+    const query = Object.entries(wanted)
+      .filter(([, value]) => value !== "")
+      .map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
+    return this.#ask("GET", `/${shelf}?${query.join("&")}`);
+  }
+
+  lineage(shelf: Shelf, id: string): Promise<Lineage> {
+    return this.#ask("GET", `/${shelf}/${id}/lineage`);
+  }
+
+  shelfDelete(shelf: Shelf, id: string): Promise<void> {
+    return this.#ask("DELETE", `/${shelf}/${id}`);
+  }
+
+  shelfRestore(shelf: Shelf, id: string): Promise<unknown> {
+    return this.#ask("POST", `/${shelf}/${id}/restore`);
+  }
+
+  volumeCreate(body: VolumeWanted): Promise<unknown> {
+    return this.#ask("POST", "/volumes", body);
+  }
+
+  volumeGrow(id: string, capacity: string): Promise<unknown> {
+    return this.#ask("PATCH", `/volumes/${id}`, { capacity });
+  }
+
+  volumeSnapshot(id: string, slug: string): Promise<unknown> {
+    return this.#ask("POST", `/volumes/${id}/snapshot`, { slug });
+  }
+
+  sandboxSnapshot(id: string, slug: string, memory: boolean): Promise<Schemas["VolumeOut"]> {
+    return this.#ask("POST", `/sandboxes/${id}/snapshot`, { slug, memory });
+  }
+
+  /** Newest first. */
+  checkpoints(sandbox: string): Promise<Checkpoint[]> {
+    return this.#ask("GET", `/sandboxes/${sandbox}/checkpoints`);
+  }
+
+  checkpointTake(sandbox: string, note: string): Promise<Checkpoint> {
+    return this.#ask("POST", `/sandboxes/${sandbox}/checkpoints`, { note });
+  }
+
+  checkpointDrop(sandbox: string, id: string): Promise<void> {
+    return this.#ask("DELETE", `/sandboxes/${sandbox}/checkpoints/${id}`);
+  }
+
+  checkpointRestore(sandbox: string, id: string): Promise<Sandbox> {
+    return this.#ask("POST", `/sandboxes/${sandbox}/checkpoints/${id}/restore`);
+  }
+
+  /** Null: as the installation does; 0: never. */
+  checkpointEvery(sandbox: string, minutes: number | null): Promise<Sandbox> {
+    return this.#ask("PUT", `/sandboxes/${sandbox}/checkpoints/every`, { minutes });
+  }
+
+  checkpointFiles(sandbox: string, id: string, path: string): Promise<Schemas["FilesOut"]> {
+    return this.#ask("GET", `/sandboxes/${sandbox}/checkpoints/${id}/files?path=${encodeURIComponent(path)}`);
+  }
+
+  checkpointDifferences(sandbox: string, id: string, since: string): Promise<Schemas["DifferencesOut"]> {
+    return this.#ask("GET", `/sandboxes/${sandbox}/checkpoints/${id}/differences?since=${since}`);
+  }
+
+  attach(sandbox: string, body: MountWanted): Promise<unknown> {
+    return this.#ask("POST", `/sandboxes/${sandbox}/volumes`, body);
+  }
+
+  detach(sandbox: string, volume: string): Promise<void> {
+    return this.#ask("DELETE", `/sandboxes/${sandbox}/volumes/${volume}`);
   }
 
   members(): Promise<Member[]> {

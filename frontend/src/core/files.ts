@@ -17,8 +17,18 @@ export interface Version {
   size: number;
 }
 
+/** "mixed": no one kind ends all lines, so every end is kept as it is. */
+export type LineEnds = "LF" | "CRLF" | "CR" | "mixed";
+
+/** How a text is written in its file. */
+export interface Form {
+  lineEnds: LineEnds;
+  bom: boolean;
+}
+
+/** `text` has \n line ends, or its own where they are mixed. */
 export type Opened =
-  | { kind: "text"; text: string; version: Version; crlf: boolean; bom: boolean }
+  | ({ kind: "text"; text: string; version: Version } & Form)
   | { kind: "binary"; size: number }
   | { kind: "large"; size: number };
 
@@ -45,6 +55,29 @@ export function asText(bytes: Uint8Array): string | null {
   } catch {
     return null;
   }
+}
+
+/** The text as it is edited, and how to write it back; the inverse of `written`. */
+export function edited(raw: string): Form & { text: string } {
+  const bom = raw.startsWith("\uFEFF");
+  const text = bom ? raw.slice(1) : raw;
+  const crlf = text.includes("\r\n");
+  const lf = /(?<!\r)\n/.test(text);
+  const cr = /\r(?!\n)/.test(text);
+  if (Number(crlf) + Number(lf) + Number(cr) > 1) return { text, bom, lineEnds: "mixed" };
+  if (crlf) return { text: text.replaceAll("\r\n", "\n"), bom, lineEnds: "CRLF" };
+  if (cr) return { text: text.replaceAll("\r", "\n"), bom, lineEnds: "CR" };
+  return { text, bom, lineEnds: "LF" };
+}
+
+function written(text: string, { lineEnds, bom }: Form): string {
+  const lines =
+    lineEnds === "CRLF"
+      ? text.replaceAll("\n", "\r\n")
+      : lineEnds === "CR"
+        ? text.replaceAll("\n", "\r")
+        : text;
+  return bom ? `\uFEFF${lines}` : lines;
 }
 
 export function sameVersion(a: Version, b: Version): boolean {
@@ -108,29 +141,15 @@ export class Files {
     const bytes = decodeBase64(await this.#rpc.call<string>("readFile", { path }));
     const raw = asText(bytes);
     if (raw === null) return { kind: "binary", size };
-    const bom = raw.startsWith("\uFEFF");
-    const text = bom ? raw.slice(1) : raw;
-    return { kind: "text", text, bom, crlf: text.includes("\r\n"), version: { mtime, size: bytes.length } };
+    return { kind: "text", ...edited(raw), version: { mtime, size: bytes.length } };
   }
 
   /**
    * Writes the text and returns its version; null instead if the file is not as `expected` any more
    * (`expected` null: overwrite whatever is there).
    */
-  async save(
-    path: string,
-    text: string,
-    form: { crlf: boolean; bom: boolean },
-    expected: Version | null,
-  ): Promise<Version | null> {
-    if (expected) {
-      const now = await this.version(path);
-      if (!now || !sameVersion(now, expected)) return null;
-    }
-    const lines = form.crlf ? text.replaceAll("\n", "\r\n") : text;
-    await this.#rpc.call("writeTextFile", { path, content: form.bom ? `\uFEFF${lines}` : lines });
-    const { mtime, size } = await this.stat(path);
-    return { mtime, size };
+  save(path: string, text: string, form: Form, expected: Version | null): Promise<Version | null> {
+    return this.#rpc.call<Version | null>("file.save", { path, content: written(text, form), expected });
   }
 
   async createFile(path: string): Promise<void> {

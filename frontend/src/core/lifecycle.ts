@@ -9,6 +9,7 @@ export type Act =
   | "restore"
   | "suspend"
   | "fork"
+  | "snapshot"
   | "stop"
   | "extend"
   | "rename"
@@ -22,6 +23,7 @@ const NEEDS: Record<Act, string> = {
   restore: "sandbox.restore",
   suspend: "sandbox.suspend",
   fork: "sandbox.fork",
+  snapshot: "volume.snapshot",
   stop: "sandbox.stop",
   extend: "sandbox.extend",
   rename: "sandbox.use",
@@ -33,12 +35,12 @@ const NEEDS: Record<Act, string> = {
 const BY_STATE: Record<Sandbox["state"], readonly Act[]> = {
   queued: ["open", "stop", "extend", "rename", "details", "delete"],
   starting: ["open", "stop", "extend", "rename", "details", "delete"],
-  running: ["open", "suspend", "fork", "stop", "extend", "rename", "details", "delete"],
+  running: ["open", "suspend", "fork", "snapshot", "stop", "extend", "rename", "details", "delete"],
   suspending: ["open", "stop", "extend", "rename", "details", "delete"],
-  suspended: ["resume", "stop", "extend", "rename", "details", "delete"],
+  suspended: ["resume", "snapshot", "stop", "extend", "rename", "details", "delete"],
   resuming: ["open", "stop", "extend", "rename", "details", "delete"],
   stopping: ["rename", "details", "delete"],
-  stopped: ["start", "rename", "details", "delete"],
+  stopped: ["start", "snapshot", "rename", "details", "delete"],
   deleted: ["restore", "details"],
 };
 
@@ -49,6 +51,8 @@ function fits(act: Act, sandbox: Sandbox): boolean {
       return !sandbox.unresponsive && (workspace || (sandbox.stop_at !== null && !sandbox.session));
     case "fork":
       return !sandbox.unresponsive;
+    case "snapshot":
+      return !sandbox.unresponsive && (workspace || sandbox.state !== "stopped");
     case "extend":
       return sandbox.stop_at !== null;
     case "start":
@@ -113,5 +117,5 @@ export const ORIGIN: Record<NonNullable<Sandbox["origin"]>, string> = {
   clone: "Cloned from a template",
   pool: "From the ready pool",
   resume: "Resumed from memory",
-  fork: "Forked from a running machine",
+  fork: "From a running machine's memory",
 };

@@ -29,10 +29,12 @@ export function sample(change: Partial<Sandbox> = {}): Sandbox {
     note: "",
     next_step: "",
     idle_minutes: null,
+    checkpoint_minutes: null,
     active_at: null,
     deleted_at: null,
     restorable_until: null,
     forked_from: null,
+    root: null,
     network_version: 0,
     ...change,
   };

@@ -17,13 +17,19 @@ function entry(id: number, at: string, change: Partial<TimelineEntry> = {}): Tim
   };
 }
 
-test("an entry ends when the next begins, in whatever order they are told", () => {
-  const told = [entry(1, "10:00:00"), entry(3, "10:05:00"), entry(2, "10:00:02")];
+test("a state ends when another begins, in whatever order they are told, and a happening is a moment of it", () => {
+  const told = [
+    entry(1, "10:00:00", { state: "starting" }),
+    entry(4, "10:05:02", { state: "stopping" }),
+    entry(3, "10:03:00"),
+    entry(2, "10:00:02"),
+  ];
   const list = told.reduce<TimelineEntry[]>(extended, []);
   expect(list.map(({ id, duration_seconds }) => [id, duration_seconds])).toEqual([
     [1, 2],
-    [2, 298],
+    [2, 300],
     [3, null],
+    [4, null],
   ]);
 });
 

@@ -1,11 +1,12 @@
-/** The life of a sandbox as entries, each lasting until the next. */
+/** The life of a sandbox as entries: one that begins a state lasts as long as that, others are moments of it. */
 import type { TimelineEntry } from "./api";
 
 /** The list, oldest first, after an entry was told; what is told again replaces what was known. */
 export function extended(list: readonly TimelineEntry[], entry: TimelineEntry): TimelineEntry[] {
   const all = [...list.filter(({ id }) => id !== entry.id), entry].toSorted((a, b) => a.id - b.id);
   return all.map((one, index) => {
-    const after = all[index + 1];
+    const begins = all[index - 1]?.state !== one.state;
+    const after = begins ? all.slice(index).find(({ state }) => state !== one.state) : undefined;
     const seconds = after ? (Date.parse(after.at) - Date.parse(one.at)) / 1000 : null;
     return { ...one, duration_seconds: seconds };
   });
@@ -30,6 +31,7 @@ const STAGES: Record<string, string> = {
   agent: "Waited for its agent",
   pool: "Took one that was waiting",
   identity: "Told it who it is",
+  volumes: "Plugged its volumes in and mounted them",
 };
 
 export function stageName(stage: string): string {

@@ -1,6 +1,6 @@
 /** Sends files into the machine one after the other, each chunk acknowledged before the next: bounded, with progress. */
 import { encodeBase64 } from "./base64";
-import { base, join, parent } from "./paths";
+import { join, parent } from "./paths";
 import { CallError, type Calls } from "./rpc";
 import { Store } from "./store";
 
@@ -32,6 +32,7 @@ export class Uploads {
   #rpc: Calls;
   #next = 1;
   #cancelled = new Set<number>();
+  #running = 0;
   #queue: Promise<void> = Promise.resolve();
 
   constructor(rpc: Calls) {
@@ -44,28 +45,34 @@ export class Uploads {
     const top = new Set(
       [...sources.map((source) => source.path), ...folders].map((path) => path.split("/")[0] ?? path),
     );
-    this.state.update((all) => [
-      ...all,
-      {
-        id,
-        directory,
-        label: top.size === 1 ? [...top].join("") : `${top.size} items`,
-        state: "running",
-        files: sources.length,
-        filesDone: 0,
-        bytes: sources.reduce((sum, source) => sum + source.size, 0),
-        bytesDone: 0,
-        current: "",
-        problem: "",
-      },
-    ]);
-    const done = this.#queue.then(() => this.#run(id, directory, sources, folders));
+    const upload: Upload = {
+      id,
+      directory,
+      label: top.size === 1 ? [...top].join("") : `${top.size} items`,
+      state: "running",
+      files: sources.length,
+      filesDone: 0,
+      bytes: sources.reduce((sum, source) => sum + source.size, 0),
+      bytesDone: 0,
+      current: "",
+      problem: "",
+    };
+    this.state.update((all) => [...all, upload]);
+    const done = this.#queue.then((): Upload | Promise<Upload> => {
+      // Cancelled before its turn, and perhaps dismissed already.
+      if (this.#cancelled.delete(id)) return { ...upload, state: "cancelled" };
+      this.#running = id;
+      return this.#run(id, directory, sources, folders);
+    });
     this.#queue = done.then(() => undefined);
     return done;
   }
 
+  /** Ends an upload at its next chunk, or before its turn; files that are whole by then stay. */
   cancel(id: number): void {
+    if (this.#get(id).state !== "running") return;
     this.#cancelled.add(id);
+    if (this.#running !== id) this.#patch(id, { state: "cancelled" });
   }
 
   dismiss(id: number): void {
@@ -88,18 +95,23 @@ export class Uploads {
     sources: readonly Source[],
     folders: readonly string[],
   ): Promise<Upload> {
-    const made = new Set<string>([directory]);
+    const known = new Set<string>([directory]);
+    const made: string[] = [];
     try {
-      for (const folder of folders) await this.#makeDirectory(join(directory, folder), made);
+      for (const folder of folders) {
+        if (this.#cancelled.has(id)) break;
+        await this.#makeDirectory(join(directory, folder), known, made);
+      }
       for (const source of sources) {
         if (this.#cancelled.has(id)) break;
         const target = join(directory, source.path);
         this.#patch(id, { current: source.path });
-        await this.#makeDirectory(parent(target), made);
-        await this.#send(id, source, target);
-        if (!this.#cancelled.has(id)) this.#patch(id, { filesDone: this.#get(id).filesDone + 1 });
+        await this.#makeDirectory(parent(target), known, made);
+        if (await this.#send(id, source, target)) this.#patch(id, { filesDone: this.#get(id).filesDone + 1 });
       }
-      this.#patch(id, { state: this.#cancelled.has(id) ? "cancelled" : "done", current: "" });
+      const cancelled = this.#cancelled.has(id);
+      if (cancelled) await this.#removeDirectories(made);
+      this.#patch(id, { state: cancelled ? "cancelled" : "done", current: "" });
     } catch (error) {
       this.#patch(id, { state: "failed", problem: error instanceof Error ? error.message : String(error) });
     }
@@ -107,19 +119,34 @@ export class Uploads {
     return this.#get(id);
   }
 
-  async #makeDirectory(path: string, made: Set<string>): Promise<void> {
-    if (made.has(path)) return;
-    await this.#rpc.call("mkdir", { path, options: { recursive: true } });
-    made.add(path);
+  /** Makes a folder with those above it; `made` grows by the ones that were not there. */
+  async #makeDirectory(path: string, known: Set<string>, made: string[]): Promise<void> {
+    if (known.has(path)) return;
+    await this.#makeDirectory(parent(path), known, made);
+    try {
+      await this.#rpc.call("mkdir", { path });
+      made.push(path);
+    } catch (error) {
+      if (!(error instanceof CallError && error.code === "EEXIST")) throw error;
+    }
+    known.add(path);
   }
 
-  async #send(id: number, source: Source, target: string): Promise<void> {
+  /** Only while they are empty: what has come into them since stays. */
+  async #removeDirectories(made: readonly string[]): Promise<void> {
+    for (const path of made.toReversed()) await this.#rpc.call("remove", { path }).catch(() => undefined);
+  }
+
+  /** Whether the file is there now; it is not if the upload was cancelled before. */
+  async #send(id: number, source: Source, target: string): Promise<boolean> {
     // Under another name until it is whole: a broken upload must not leave half a file that looks like one.
-    const part = join(parent(target), `.${base(target).slice(0, 200)}.upload`);
+    // A short name of its own: one made of the file's could be longer than a name may be.
+    const part = join(parent(target), `.${Math.random().toString(36).slice(2, 12)}.upload`);
     const { fileHandleId } = await this.#rpc.call<{ fileHandleId: number }>("open", {
       path: part,
       options: { write: true, create: true, truncate: true },
     });
+    let closed = false;
     let whole = false;
     try {
       for (let at = 0; at < source.size && !this.#cancelled.has(id); ) {
@@ -137,11 +164,15 @@ export class Uploads {
         at += data.length;
         this.#patch(id, { bytesDone: this.#get(id).bytesDone + data.length });
       }
-      whole = !this.#cancelled.has(id);
+      await this.#rpc.call("fileClose", { fileHandleId });
+      closed = true;
+      if (this.#cancelled.has(id)) return false;
+      await this.#rpc.call("rename", { oldPath: part, newPath: target });
+      whole = true;
+      return true;
     } finally {
-      await this.#rpc.call("fileClose", { fileHandleId }).catch(() => undefined);
+      if (!closed) await this.#rpc.call("fileClose", { fileHandleId }).catch(() => undefined);
       if (!whole) await this.#rpc.call("remove", { path: part }).catch(() => undefined);
     }
-    if (whole) await this.#rpc.call("rename", { oldPath: part, newPath: target });
   }
 }

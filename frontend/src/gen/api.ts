@@ -4,6 +4,98 @@
  */
 
 export interface paths {
+    "/api/v1/apps": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Apps
+         * @description The organization's apps, newest first; those that use `layer` where it is given.
+         */
+        get: operations["ide_api_apps_apps"];
+        put?: never;
+        /**
+         * Create App
+         * @description Make one, with a random slug where none is given.
+         */
+        post: operations["ide_api_apps_create_app"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/apps/{app}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * One App
+         * @description One of them, by id or slug.
+         */
+        get: operations["ide_api_apps_one_app"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete App
+         * @description Remove it with its revisions.
+         */
+        delete: operations["ide_api_apps_delete_app"];
+        options?: never;
+        head?: never;
+        /**
+         * Change App
+         * @description Change what is given: variables are merged, the rest is replaced.
+         */
+        patch: operations["ide_api_apps_change_app"];
+        trace?: never;
+    };
+    "/api/v1/apps/{app}/revisions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * App Revisions
+         * @description Its revisions, newest first.
+         */
+        get: operations["ide_api_apps_app_revisions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/apps/{app}/timelines": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * App Timelines
+         * @description Its timelines, newest first.
+         */
+        get: operations["ide_api_apps_app_timelines"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/audit": {
         parameters: {
             query?: never;
@@ -16,6 +108,118 @@ export interface paths {
          * @description What was done in the organization, newest first.
          */
         get: operations["ide_api_organization_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/device/login": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin
+         * @description Begin: show the person `user_code` and `url`, and ask for the token with `secret` from then on.
+         */
+        post: operations["ide_api_device_begin"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/device/token": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Take
+         * @description What became of it. The token of one that was granted is told once.
+         */
+        post: operations["ide_api_device_take"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/layers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Layers
+         * @description The organization's layers, newest first; `search`: a part of slug or description.
+         */
+        get: operations["ide_api_apps_layers"];
+        put?: never;
+        /**
+         * Create Layer
+         * @description Make one.
+         */
+        post: operations["ide_api_apps_create_layer"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/layers/{layer}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * One Layer
+         * @description One of them, by id or slug.
+         */
+        get: operations["ide_api_apps_one_layer"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Layer
+         * @description Remove one that nothing uses.
+         */
+        delete: operations["ide_api_apps_delete_layer"];
+        options?: never;
+        head?: never;
+        /**
+         * Change Layer
+         * @description Change what is given: variables are merged, the rest is replaced.
+         */
+        patch: operations["ide_api_apps_change_layer"];
+        trace?: never;
+    };
+    "/api/v1/layers/{layer}/apps": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Layer Apps
+         * @description The apps that use it by themselves.
+         */
+        get: operations["ide_api_apps_layer_apps"];
         put?: never;
         post?: never;
         delete?: never;
@@ -176,6 +380,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/revisions/{revision}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * One Revision
+         * @description One revision.
+         */
+        get: operations["ide_api_apps_one_revision"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Revision
+         * @description Remove one that is neither being built nor active.
+         */
+        delete: operations["ide_api_apps_delete_revision"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/revisions/{revision}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel Revision
+         * @description Ask for the end of its build.
+         */
+        post: operations["ide_api_apps_cancel_revision"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes": {
         parameters: {
             query?: never;
@@ -226,6 +474,174 @@ export interface paths {
          * @description Another name, other labels, another time of idleness; what is absent stays.
          */
         patch: operations["ide_api_sandboxes_change"];
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Checkpoint Timeline
+         * @description A workspace's checkpoints, newest first.
+         */
+        get: operations["ide_api_checkpoints_checkpoint_timeline"];
+        put?: never;
+        /**
+         * Checkpoint Make
+         * @description Take one now, in whatever state the workspace is.
+         */
+        post: operations["ide_api_checkpoints_checkpoint_make"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints/every": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Checkpoint Every
+         * @description Have one taken by itself while the workspace is used.
+         */
+        put: operations["ide_api_checkpoints_checkpoint_every"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints/{checkpoint}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Checkpoint Delete
+         * @description Take one out of the timeline for good; workspaces that were made from it stay whole.
+         */
+        delete: operations["ide_api_checkpoints_checkpoint_delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints/{checkpoint}/differences": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Checkpoint Compare
+         * @description What became of files from the checkpoint `since` to this one. The first look takes a sandbox some seconds.
+         */
+        get: operations["ide_api_checkpoints_checkpoint_compare"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints/{checkpoint}/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Checkpoint Browse
+         * @description What lies in one directory of it. The first look takes a sandbox some seconds.
+         */
+        get: operations["ide_api_checkpoints_checkpoint_browse"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/checkpoints/{checkpoint}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Checkpoint Restore
+         * @description Let the workspace's disk be what it was then; what it is now becomes a checkpoint before.
+         */
+        post: operations["ide_api_checkpoints_checkpoint_restore"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/exposures": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Everything
+         * @description What is exposed now, newest first, the SDKs' exposures among them.
+         */
+        get: operations["ide_api_exposures_everything"];
+        put?: never;
+        /**
+         * Create
+         * @description Expose a port; with a link its address is in this answer and nowhere else.
+         */
+        post: operations["ide_api_exposures_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/exposures/{exposure}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Close
+         * @description Nobody comes in any more, and who is inside is sent away within seconds.
+         */
+        delete: operations["ide_api_exposures_close"];
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/sandboxes/{sandbox}/extend": {
@@ -472,6 +888,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sandboxes/{sandbox}/ports": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Ports
+         * @description The TCP ports that programs in it listen on, as the agent in it says. It resumes nothing.
+         */
+        get: operations["ide_api_exposures_ports"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/sandboxes/{sandbox}/resources": {
         parameters: {
             query?: never;
@@ -550,6 +986,46 @@ export interface paths {
          * @description Make one for a sandbox; it goes before the organization's of that name.
          */
         post: operations["ide_api_secrets_create_for_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/snapshot": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Snapshot Of Sandbox
+         * @description Keep what a sandbox's disk holds now, and its memory if asked for: others boot from it, or go on.
+         */
+        post: operations["ide_api_volumes_snapshot_of_sandbox"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/ssh": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Ssh
+         * @description Where one's own keys log in to it.
+         */
+        get: operations["ide_api_exposures_ssh"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -636,6 +1112,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sandboxes/{sandbox}/volumes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Mounts
+         * @description The volumes that a sandbox has.
+         */
+        get: operations["ide_api_volumes_mounts"];
+        put?: never;
+        /**
+         * Attach
+         * @description Give a sandbox another volume, also while it runs; a volume that is being given up is waited for.
+         */
+        post: operations["ide_api_volumes_attach"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sandboxes/{sandbox}/volumes/{volume}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Detach
+         * @description Take a volume from a sandbox: what was written is on it then.
+         */
+        delete: operations["ide_api_volumes_detach"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/secrets": {
         parameters: {
             query?: never;
@@ -695,6 +1215,154 @@ export interface paths {
          */
         post: operations["ide_api_secrets_rotate"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/snapshots": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Snapshots
+         * @description The organization's snapshots, newest first; `deleted`: those that can still be restored.
+         */
+        get: operations["ide_api_volumes_snapshots"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/snapshots/{snapshot}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * One Snapshot
+         * @description One of them, by id or slug.
+         */
+        get: operations["ide_api_volumes_one_snapshot"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Snapshot
+         * @description Take it out of use; what was made of it stays. For a day it can be restored.
+         */
+        delete: operations["ide_api_volumes_delete_snapshot"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/snapshots/{snapshot}/lineage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Snapshot Lineage
+         * @description What it was taken of, nearest first, and what was made from it.
+         */
+        get: operations["ide_api_volumes_snapshot_lineage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/snapshots/{snapshot}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restore Snapshot
+         * @description Bring a deleted one back, by its id, within a day.
+         */
+        post: operations["ide_api_volumes_restore_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ssh/certificates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Certificate
+         * @description A certificate for a key, with which it logs in as oneself for some hours.
+         */
+        post: operations["ide_api_ssh_certificate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ssh/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Keys
+         * @description One's own keys, newest first. They log in with a sandbox's id as user name, where one may use it.
+         */
+        get: operations["ide_api_ssh_keys"];
+        put?: never;
+        /**
+         * Add
+         * @description Another public key, or an authority whose certificates log in as oneself.
+         */
+        post: operations["ide_api_ssh_add"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ssh/keys/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Remove
+         * @description It logs in no more; who is in by it is out within seconds.
+         */
+        delete: operations["ide_api_ssh_remove"];
         options?: never;
         head?: never;
         patch?: never;
@@ -773,7 +1441,7 @@ export interface paths {
         };
         /**
          * Usage Csv
-         * @description The same as CSV: one line for each day and each sandbox that used anything on it.
+         * @description The same as CSV: one line for each day and each sandbox or volume that used anything on it.
          */
         get: operations["ide_api_usage_usage_csv"];
         put?: never;
@@ -804,6 +1472,118 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/volumes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Volumes
+         * @description The organization's volumes, newest first; `deleted`: those that can still be restored.
+         */
+        get: operations["ide_api_volumes_volumes"];
+        put?: never;
+        /**
+         * Create
+         * @description Make one: empty, of a snapshot, or of the guest's system.
+         */
+        post: operations["ide_api_volumes_create"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/volumes/{volume}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Volume
+         * @description One of them, by id or slug.
+         */
+        get: operations["ide_api_volumes_volume"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete
+         * @description Take it out of use; for a day it can be restored.
+         */
+        delete: operations["ide_api_volumes_delete"];
+        options?: never;
+        head?: never;
+        /**
+         * Grow
+         * @description Let it have more room, with its file system, also while a sandbox has it.
+         */
+        patch: operations["ide_api_volumes_grow"];
+        trace?: never;
+    };
+    "/api/v1/volumes/{volume}/lineage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Lineage
+         * @description What it was made from, nearest first, and what was taken of it.
+         */
+        get: operations["ide_api_volumes_lineage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/volumes/{volume}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restore
+         * @description Bring a deleted one back, by its id, within a day.
+         */
+        post: operations["ide_api_volumes_restore"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/volumes/{volume}/snapshot": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Snapshot
+         * @description Keep what it holds now; a sandbox that has it goes on.
+         */
+        post: operations["ide_api_volumes_snapshot"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -823,6 +1603,72 @@ export interface components {
             sent: number;
         };
         /**
+         * AppIn
+         * @description What an app is to be. In a change what is absent stays, `env_vars` are merged and everything else is replaced.
+         */
+        AppIn: {
+            /** Config */
+            config?: {
+                [key: string]: unknown;
+            } | null;
+            /** Env Vars */
+            env_vars?: components["schemas"]["VariableIn"][] | null;
+            /** Labels */
+            labels?: {
+                [key: string]: string;
+            } | null;
+            /** Layers */
+            layers?: string[] | null;
+            /** Slug */
+            slug?: string | null;
+        };
+        /**
+         * AppName
+         * @description Which app or layer.
+         */
+        AppName: {
+            /** Id */
+            id: string;
+            /** Slug */
+            slug: string;
+        };
+        /**
+         * AppOut
+         * @description An app. `config`: how it is to be built and run, as it was given.
+         */
+        AppOut: {
+            /** Config */
+            config: {
+                [key: string]: unknown;
+            };
+            /** Created At */
+            created_at: string;
+            /** Env Vars */
+            env_vars: components["schemas"]["VariableOut"][];
+            /** Id */
+            id: string;
+            /** Labels */
+            labels: {
+                [key: string]: string;
+            };
+            /** Layers */
+            layers: components["schemas"]["AppName"][];
+            /** Slug */
+            slug: string;
+            /** Updated At */
+            updated_at: string;
+        };
+        /**
+         * AppPage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        AppPage: {
+            /** Items */
+            items: components["schemas"]["AppOut"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
          * AuditOut
          * @description One act.
          */
@@ -839,6 +1685,50 @@ export interface components {
             };
             /** Target */
             target: string;
+        };
+        /**
+         * CheckpointEvery
+         * @description Minutes after which one is taken while the workspace is used; 0: never, null: as the installation does.
+         */
+        CheckpointEvery: {
+            /** Minutes */
+            minutes: number | null;
+        };
+        /**
+         * CheckpointIn
+         * @description What one wants to remember of it.
+         */
+        CheckpointIn: {
+            /**
+             * Note
+             * @default
+             */
+            note: string;
+        };
+        /**
+         * CheckpointOut
+         * @description What a workspace's disk held at one moment. Sizes in bytes: `allocated` by itself, `flattened` with the rest.
+         */
+        CheckpointOut: {
+            /** Allocated */
+            allocated: number;
+            /** By */
+            by: string;
+            /** Capacity */
+            capacity: number;
+            /**
+             * Cause
+             * @enum {string}
+             */
+            cause: "idle" | "stop" | "hand" | "timer" | "restore" | "deploy";
+            /** Created At */
+            created_at: string;
+            /** Flattened */
+            flattened: number;
+            /** Id */
+            id: string;
+            /** Note */
+            note: string;
         };
         /**
          * ConnectionFilter
@@ -909,6 +1799,14 @@ export interface components {
             verdict: "allowed" | "denied" | "failed" | "cut";
         };
         /**
+         * Context
+         * @description What variables of a timeline are for.
+         */
+        Context: {
+            /** Slug */
+            slug: string;
+        };
+        /**
          * CostOut
          * @description What use costs, as decimal text with six places.
          */
@@ -959,12 +1857,226 @@ export interface components {
             waits_until: string | null;
         };
         /**
+         * DeployTimelineOut
+         * @description A line of revisions of which one is active.
+         */
+        DeployTimelineOut: {
+            app: components["schemas"]["AppName"];
+            context: components["schemas"]["Context"];
+            /** Domains */
+            domains: components["schemas"]["Domain"][];
+            /** Partition */
+            partition: {
+                [key: string]: string;
+            };
+            /** Slug */
+            slug: string;
+        };
+        /**
+         * DeployTimelinePage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        DeployTimelinePage: {
+            /** Items */
+            items: components["schemas"]["DeployTimelineOut"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
+         * DeviceAnswer
+         * @description Pending: ask again after `interval`.
+         */
+        DeviceAnswer: {
+            /** Organization */
+            organization: string | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "pending" | "granted" | "denied" | "expired";
+            /** Token */
+            token: string | null;
+        };
+        /**
+         * DeviceLoginIn
+         * @description What the program calls the machine it runs on, for the person who is asked.
+         */
+        DeviceLoginIn: {
+            /** Client Name */
+            client_name: string;
+        };
+        /**
+         * DeviceLoginOut
+         * @description `secret` is the program's own; the person opens `url` and compares `user_code`. Times are seconds.
+         */
+        DeviceLoginOut: {
+            /** Expires In */
+            expires_in: number;
+            /** Interval */
+            interval: number;
+            /** Secret */
+            secret: string;
+            /** Url */
+            url: string;
+            /** Url With Code */
+            url_with_code: string;
+            /** User Code */
+            user_code: string;
+        };
+        /**
+         * DeviceSecret
+         * @description Which login.
+         */
+        DeviceSecret: {
+            /**
+             * Secret
+             * Format: password
+             */
+            secret: string;
+        };
+        /**
+         * DifferenceOut
+         * @description A file that is not the same in both.
+         */
+        DifferenceOut: {
+            /** Changed */
+            changed: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "file" | "directory" | "link" | "other";
+            /** Mode */
+            mode: string;
+            /** Path */
+            path: string;
+            /** Size */
+            size: number;
+            /**
+             * What
+             * @enum {string}
+             */
+            what: "added" | "removed" | "changed";
+        };
+        /**
+         * DifferencesOut
+         * @description What became of files from one checkpoint to another; `more`: not all of it is told.
+         */
+        DifferencesOut: {
+            /** Files */
+            files: components["schemas"]["DifferenceOut"][];
+            /** More */
+            more: boolean;
+        };
+        /**
+         * Domain
+         * @description Where a timeline is reached.
+         */
+        Domain: {
+            /** Domain */
+            domain: string;
+        };
+        /**
+         * ExposureIn
+         * @description Which port, and for whom. `password` for access by password, `hours` (1 to 744) for a link.
+         */
+        ExposureIn: {
+            /**
+             * Access
+             * @default organization
+             * @enum {string}
+             */
+            access: "public" | "organization" | "link" | "password";
+            /**
+             * Hours
+             * @default 24
+             */
+            hours: number;
+            /**
+             * Password
+             * @default
+             */
+            password: string;
+            /** Port */
+            port: number;
+        };
+        /**
+         * ExposureMade
+         * @description The exposure; `link`, where access is by one, is shown this once.
+         */
+        ExposureMade: {
+            exposure: components["schemas"]["ExposureOut"];
+            /** Link */
+            link: string | null;
+        };
+        /**
+         * ExposureOut
+         * @description One way into a sandbox. Logins by SSH have no `url`; what leads nowhere yet has neither `port` nor `pid`.
+         */
+        ExposureOut: {
+            /**
+             * Access
+             * @enum {string}
+             */
+            access: "public" | "organization" | "link" | "password";
+            /** Created At */
+            created_at: string;
+            /** Created By */
+            created_by: string;
+            /** Expires At */
+            expires_at: string | null;
+            /** Id */
+            id: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "http" | "ssh";
+            /** Pid */
+            pid: number | null;
+            /** Port */
+            port: number | null;
+            /** Sdk */
+            sdk: boolean;
+            /** Url */
+            url: string | null;
+        };
+        /**
          * Extension
          * @description Seconds from now for which it is to live at least.
          */
         Extension: {
             /** Seconds */
             seconds: number;
+        };
+        /**
+         * FileOut
+         * @description A file; its size in bytes, `changed` in epoch seconds.
+         */
+        FileOut: {
+            /** Changed */
+            changed: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "file" | "directory" | "link" | "other";
+            /** Mode */
+            mode: string;
+            /** Path */
+            path: string;
+            /** Size */
+            size: number;
+        };
+        /**
+         * FilesOut
+         * @description What lies in a directory; `more`: not all of it is told.
+         */
+        FilesOut: {
+            /** Files */
+            files: components["schemas"]["FileOut"][];
+            /** More */
+            more: boolean;
         };
         /**
          * Fork
@@ -1021,6 +2133,98 @@ export interface components {
             member: components["schemas"]["MemberOut"];
             /** Sign In Link */
             sign_in_link: string | null;
+        };
+        /**
+         * Kin
+         * @description A volume or snapshot in another's lineage; one that was removed is still named.
+         */
+        Kin: {
+            /** Id */
+            id: string;
+            /** Kind */
+            kind: string;
+            /** Slug */
+            slug: string;
+            /** State */
+            state: string;
+        };
+        /**
+         * LayerApp
+         * @description An app that uses a layer, and where in its list.
+         */
+        LayerApp: {
+            /** Id */
+            id: string;
+            /** Layer Position */
+            layer_position: number;
+            /** Slug */
+            slug: string;
+        };
+        /**
+         * LayerAppPage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        LayerAppPage: {
+            /** Items */
+            items: components["schemas"]["LayerApp"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
+         * LayerIn
+         * @description What a layer is to be; as `AppIn`.
+         */
+        LayerIn: {
+            /** Description */
+            description?: string | null;
+            /** Env Vars */
+            env_vars?: components["schemas"]["VariableIn"][] | null;
+            /** Layers */
+            layers?: string[] | null;
+            /** Slug */
+            slug?: string | null;
+        };
+        /**
+         * LayerOut
+         * @description A layer. `app_count`: apps that use it by themselves.
+         */
+        LayerOut: {
+            /** App Count */
+            app_count: number;
+            /** Created At */
+            created_at: string;
+            /** Description */
+            description: string;
+            /** Env Vars */
+            env_vars: components["schemas"]["VariableOut"][];
+            /** Id */
+            id: string;
+            /** Layers */
+            layers: components["schemas"]["AppName"][];
+            /** Slug */
+            slug: string;
+            /** Updated At */
+            updated_at: string;
+        };
+        /**
+         * LayerPage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        LayerPage: {
+            /** Items */
+            items: components["schemas"]["LayerOut"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
+         * LineageOut
+         * @description Where it comes from, nearest first, and what comes from it directly, newest first.
+         */
+        LineageOut: {
+            /** Ancestors */
+            ancestors: components["schemas"]["Kin"][];
+            /** Children */
+            children: components["schemas"]["Kin"][];
         };
         /**
          * Me
@@ -1096,6 +2300,32 @@ export interface components {
             role: string;
             /** Slug */
             slug: string;
+        };
+        /**
+         * MountIn
+         * @description A volume or snapshot, by id or slug, and where to mount it; a volume `read_only`: its last snapshot.
+         */
+        MountIn: {
+            /** Path */
+            path: string;
+            /**
+             * Read Only
+             * @default false
+             */
+            read_only: boolean;
+            /** Volume */
+            volume: string;
+        };
+        /**
+         * MountOut
+         * @description A volume or snapshot that a sandbox has.
+         */
+        MountOut: {
+            /** Path */
+            path: string;
+            /** Read Only */
+            read_only: boolean;
+            volume: components["schemas"]["VolumeOut"];
         };
         /**
          * NetworkChanged
@@ -1232,6 +2462,18 @@ export interface components {
             name: string;
         };
         /**
+         * PortOut
+         * @description A port that a program listens on.
+         */
+        PortOut: {
+            /** Address */
+            address: string;
+            /** Command */
+            command: string;
+            /** Port */
+            port: number;
+        };
+        /**
          * PricesOut
          * @description The price table: a GB is 10^9 bytes, a GiB 2^30, a month 730 hours.
          */
@@ -1296,6 +2538,56 @@ export interface components {
             processes: number;
         };
         /**
+         * RevisionOut
+         * @description One state of an app that was deployed or is to be.
+         */
+        RevisionOut: {
+            /** Build Finished At */
+            build_finished_at: string | null;
+            /** Cancellation Requested At */
+            cancellation_requested_at: string | null;
+            /** Config */
+            config: {
+                [key: string]: unknown;
+            };
+            /** Created At */
+            created_at: string;
+            /** Deleted At */
+            deleted_at: string | null;
+            /** Env Vars */
+            env_vars: components["schemas"]["VariableOut"][];
+            /** Failure Reason */
+            failure_reason: string | null;
+            /** Id */
+            id: string;
+            /** Labels */
+            labels: {
+                [key: string]: string;
+            };
+            /** Layers */
+            layers: components["schemas"]["AppName"][];
+            /**
+             * Retention
+             * @constant
+             */
+            retention: "auto";
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "queued" | "building" | "skipped" | "succeeded" | "failed";
+        };
+        /**
+         * RevisionPage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        RevisionPage: {
+            /** Items */
+            items: components["schemas"]["RevisionOut"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
          * SandboxChange
          * @description What to change; absent stays.
          */
@@ -1316,6 +2608,11 @@ export interface components {
         SandboxIn: {
             /** Allow Net */
             allow_net?: string[] | null;
+            /**
+             * Ask Net
+             * @default false
+             */
+            ask_net: boolean;
             /** Deny Net */
             deny_net?: string[];
             /** Env */
@@ -1333,7 +2630,7 @@ export interface components {
                 [key: string]: string;
             };
             /** Lifetime Seconds */
-            lifetime_seconds?: number | null;
+            lifetime_seconds?: number | "unlimited" | null;
             /**
              * Memory Mb
              * @default 1280
@@ -1344,6 +2641,15 @@ export interface components {
              * @default
              */
             name: string;
+            /**
+             * Root
+             * @default
+             */
+            root: string;
+            /** Secrets */
+            secrets?: components["schemas"]["SandboxSecretIn"][];
+            /** Volumes */
+            volumes?: components["schemas"]["MountIn"][];
         };
         /**
          * SandboxOut
@@ -1352,6 +2658,8 @@ export interface components {
         SandboxOut: {
             /** Active At */
             active_at: string | null;
+            /** Checkpoint Minutes */
+            checkpoint_minutes: number | null;
             /** Created At */
             created_at: string;
             /** Creator */
@@ -1396,6 +2704,8 @@ export interface components {
             region: string;
             /** Restorable Until */
             restorable_until: string | null;
+            /** Root */
+            root: string | null;
             /** Session */
             session: boolean;
             /** Stages */
@@ -1482,6 +2792,19 @@ export interface components {
             version: number;
         };
         /**
+         * SandboxSnapshotIn
+         * @description With `memory`, who boots from it goes on from that moment.
+         */
+        SandboxSnapshotIn: {
+            /**
+             * Memory
+             * @default false
+             */
+            memory: boolean;
+            /** Slug */
+            slug: string;
+        };
+        /**
          * SecretIn
          * @description A secret of the organization, for the sandboxes that have these labels; without labels for all.
          */
@@ -1552,6 +2875,14 @@ export interface components {
             value: string;
         };
         /**
+         * SnapshotIn
+         * @description What the snapshot is to be called.
+         */
+        SnapshotIn: {
+            /** Slug */
+            slug: string;
+        };
+        /**
          * SpendingCap
          * @description What may be spent in a calendar month; null lifts the cap.
          */
@@ -1581,8 +2912,84 @@ export interface components {
             spent: string;
         };
         /**
+         * SshAddress
+         * @description `ssh -p port user@host`.
+         */
+        SshAddress: {
+            /** Host */
+            host: string;
+            /** Port */
+            port: number;
+            /** User */
+            user: string;
+        };
+        /**
+         * SshCertificateIn
+         * @description Which key, and for how many hours (1 to 24).
+         */
+        SshCertificateIn: {
+            /**
+             * Hours
+             * @default 8
+             */
+            hours: number;
+            /** Public Key */
+            public_key: string;
+        };
+        /**
+         * SshCertificateOut
+         * @description A line for a file such as id_ed25519-cert.pub.
+         */
+        SshCertificateOut: {
+            /** Certificate */
+            certificate: string;
+        };
+        /**
+         * SshKeyIn
+         * @description A line as in a file that ends in .pub; its comment is the name where none is given.
+         */
+        SshKeyIn: {
+            /**
+             * Authority
+             * @default false
+             */
+            authority: boolean;
+            /**
+             * Name
+             * @default
+             */
+            name: string;
+            /** Public Key */
+            public_key: string;
+        };
+        /**
+         * SshKeyOut
+         * @description A public key of one's own. `issued`: the account's own authority, which signs certificates.
+         */
+        SshKeyOut: {
+            /** Created At */
+            created_at: string;
+            /** Fingerprint */
+            fingerprint: string;
+            /** Id */
+            id: number;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "key" | "authority" | "issued";
+            /** Last Used At */
+            last_used_at: string | null;
+            /** Name */
+            name: string;
+            /** Public Key */
+            public_key: string;
+        };
+        /**
          * TimelineOut
-         * @description Something that happened to a sandbox; `duration_seconds` until the next entry.
+         * @description Something that happened to a sandbox.
+         *
+         *     `duration_seconds`: how long the state lasted that it began; null while it lasts, and for what happened within one.
          */
         TimelineOut: {
             /** Actor */
@@ -1707,6 +3114,7 @@ export interface components {
             series: components["schemas"]["UsePeriod"][];
             spending: components["schemas"]["SpendingOut"];
             totals: components["schemas"]["UseOut"];
+            volumes: components["schemas"]["UseOut"];
         };
         /**
          * UseOthers
@@ -1801,6 +3209,216 @@ export interface components {
             /** Volume Gib Months */
             volume_gib_months: number;
         };
+        /**
+         * VariableIn
+         * @description A variable to add, or to change: the one with this `id`, or else this `key`. What is absent stays.
+         */
+        VariableIn: {
+            /** Contexts */
+            contexts?: "all" | string[] | null;
+            /** Delete */
+            delete?: boolean | null;
+            /** Id */
+            id?: string | null;
+            /** Key */
+            key?: string | null;
+            /** Secret */
+            secret?: boolean | null;
+            /** Value */
+            value?: string | null;
+        };
+        /**
+         * VariableOut
+         * @description A variable; `value` is absent from secret ones. `contexts`: "all", or names such as production and build.
+         */
+        VariableOut: {
+            /** Contexts */
+            contexts: "all" | string[];
+            /** Id */
+            id: string;
+            /** Key */
+            key: string;
+            /** Secret */
+            secret: boolean;
+            /** Value */
+            value?: string | null;
+        };
+        /**
+         * VolumeChange
+         * @description Its new capacity, in bytes or as "10GB".
+         */
+        VolumeChange: {
+            /** Capacity */
+            capacity: number | string;
+        };
+        /**
+         * VolumeIn
+         * @description A new volume: `capacity` in bytes or as "10GB"; `source`: a snapshot, "builtin:debian-13", or "" for none.
+         */
+        VolumeIn: {
+            /** Capacity */
+            capacity: number | string;
+            /** Slug */
+            slug: string;
+            /**
+             * Source
+             * @default
+             */
+            source: string;
+        };
+        /**
+         * VolumeName
+         * @description Which volume or snapshot.
+         */
+        VolumeName: {
+            /** Id */
+            id: string;
+            /** Slug */
+            slug: string;
+        };
+        /**
+         * VolumeOut
+         * @description A volume or snapshot. `allocated`: what it takes on disk by itself; `flattened`: with what it shares.
+         */
+        VolumeOut: {
+            /** Allocated */
+            allocated: number;
+            base: components["schemas"]["VolumeName"] | null;
+            /** Bootable */
+            bootable: boolean;
+            /** Capacity */
+            capacity: number;
+            /** Created At */
+            created_at: string;
+            /** Creator */
+            creator: string;
+            /** Deleted At */
+            deleted_at: string | null;
+            /** Flattened */
+            flattened: number;
+            /** Id */
+            id: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "volume" | "snapshot";
+            /** Memory Mb */
+            memory_mb: number;
+            /** Region */
+            region: string;
+            /** Restorable Until */
+            restorable_until: string | null;
+            /** Slug */
+            slug: string;
+            source: components["schemas"]["VolumeName"] | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "creating" | "ready" | "deleted" | "removed";
+            /** Taken Of */
+            taken_of: string | null;
+        };
+        /**
+         * VolumePage
+         * @description Some of them; `next` is the cursor of those that follow.
+         */
+        VolumePage: {
+            /** Items */
+            items: components["schemas"]["VolumeShown"][];
+            /** Next */
+            next: string | null;
+        };
+        /**
+         * VolumeShown
+         * @description With who has it.
+         */
+        VolumeShown: {
+            /** Allocated */
+            allocated: number;
+            base: components["schemas"]["VolumeName"] | null;
+            /** Bootable */
+            bootable: boolean;
+            /** Capacity */
+            capacity: number;
+            /** Created At */
+            created_at: string;
+            /** Creator */
+            creator: string;
+            /** Deleted At */
+            deleted_at: string | null;
+            /** Flattened */
+            flattened: number;
+            /** Id */
+            id: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "volume" | "snapshot";
+            /** Memory Mb */
+            memory_mb: number;
+            /** Region */
+            region: string;
+            /** Restorable Until */
+            restorable_until: string | null;
+            /** Slug */
+            slug: string;
+            source: components["schemas"]["VolumeName"] | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "creating" | "ready" | "deleted" | "removed";
+            /** Taken Of */
+            taken_of: string | null;
+            /** Used By */
+            used_by: components["schemas"]["VolumeUse"][];
+        };
+        /**
+         * VolumeUse
+         * @description A sandbox that has it at `path`; "/" is what it boots from. A stopped workspace takes it when it starts.
+         */
+        VolumeUse: {
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /** Path */
+            path: string;
+            /** Read Only */
+            read_only: boolean;
+            /** State */
+            state: string;
+        };
+        /**
+         * VolumesWanted
+         * @description Which of them: `search` is a part of the slug, `cursor` the `next` of the page before.
+         */
+        VolumesWanted: {
+            /**
+             * Cursor
+             * @default
+             */
+            cursor: string;
+            /**
+             * Limit
+             * @default 30
+             */
+            limit: number;
+            /**
+             * Search
+             * @default
+             */
+            search: string;
+            /**
+             * State
+             * @default ready
+             * @enum {string}
+             */
+            state: "ready" | "deleted";
+        };
     };
     responses: never;
     parameters: never;
@@ -1810,6 +3428,362 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    ide_api_apps_apps: {
+        parameters: {
+            query?: {
+                layer?: string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AppPage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_create_app: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AppIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AppOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_one_app: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                app: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AppOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_delete_app: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                app: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_change_app: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                app: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AppIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AppOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_app_revisions: {
+        parameters: {
+            query?: {
+                status?: string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                app: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RevisionPage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_app_timelines: {
+        parameters: {
+            query?: {
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                app: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeployTimelinePage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     ide_api_organization_audit: {
         parameters: {
             query?: {
@@ -1832,6 +3806,375 @@ export interface operations {
             };
             /** @description Forbidden */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_device_begin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceLoginIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceLoginOut"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_device_take: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceSecret"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceAnswer"];
+                };
+            };
+        };
+    };
+    ide_api_apps_layers: {
+        parameters: {
+            query?: {
+                search?: string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LayerPage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_create_layer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LayerIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LayerOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_one_layer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                layer: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LayerOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_delete_layer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                layer: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_change_layer: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                layer: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LayerIn"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LayerOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_layer_apps: {
+        parameters: {
+            query?: {
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                layer: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LayerAppPage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2205,6 +4548,160 @@ export interface operations {
             };
         };
     };
+    ide_api_apps_one_revision: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                revision: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RevisionOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_delete_revision: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                revision: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_apps_cancel_revision: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                revision: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RevisionOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     ide_api_sandboxes_sandboxes: {
         parameters: {
             query?: {
@@ -2268,8 +4765,35 @@ export interface operations {
                     "application/json": components["schemas"]["Problem"];
                 };
             };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Too Many Requests */
             429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2370,6 +4894,531 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_timeline: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointOut"][];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_make: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CheckpointIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckpointOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_every: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CheckpointEvery"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+                checkpoint: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_compare: {
+        parameters: {
+            query: {
+                since: string;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+                checkpoint: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DifferencesOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_browse: {
+        parameters: {
+            query?: {
+                path?: string;
+            };
+            header?: never;
+            path: {
+                sandbox: string;
+                checkpoint: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FilesOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_checkpoints_checkpoint_restore: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+                checkpoint: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SandboxOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_exposures_everything: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExposureOut"][];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_exposures_create: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ExposureIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ExposureMade"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_exposures_close: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+                exposure: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
             /** @description Not Found */
@@ -2899,6 +5948,64 @@ export interface operations {
             };
         };
     };
+    ide_api_exposures_ports: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PortOut"][];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     ide_api_sandboxes_resources: {
         parameters: {
             query?: never;
@@ -3157,6 +6264,126 @@ export interface operations {
             };
         };
     };
+    ide_api_volumes_snapshot_of_sandbox: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SandboxSnapshotIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_exposures_ssh: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SshAddress"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     ide_api_sandboxes_start: {
         parameters: {
             query?: never;
@@ -3299,6 +6526,147 @@ export interface operations {
             };
             /** @description Not Found */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_mounts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MountOut"][];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_attach: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["MountIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MountOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_detach: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sandbox: string;
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3497,6 +6865,340 @@ export interface operations {
             };
             /** @description Service Unavailable */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_snapshots: {
+        parameters: {
+            query?: {
+                state?: "ready" | "deleted";
+                search?: string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumePage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_one_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                snapshot: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeShown"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_delete_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                snapshot: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_snapshot_lineage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                snapshot: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LineageOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_restore_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                snapshot: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_ssh_certificate: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SshCertificateIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SshCertificateOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_ssh_keys: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SshKeyOut"][];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_ssh_add: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SshKeyIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SshKeyOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_ssh_remove: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                key: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3713,6 +7415,391 @@ export interface operations {
             };
             /** @description Forbidden */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_volumes: {
+        parameters: {
+            query?: {
+                state?: "ready" | "deleted";
+                search?: string;
+                limit?: number;
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumePage"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_create: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["VolumeIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_volume: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeShown"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description No Content */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_grow: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["VolumeChange"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_lineage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LineageOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_restore: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ide_api_volumes_snapshot: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                volume: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SnapshotIn"];
+            };
+        };
+        responses: {
+            /** @description Created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VolumeOut"];
+                };
+            };
+            /** @description Bad Request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Conflict */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too Many Requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Service Unavailable */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };

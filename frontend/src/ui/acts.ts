@@ -15,6 +15,7 @@ export const ACT_LABEL: Record<Act, string> = {
   restore: "Restore",
   suspend: "Suspend",
   fork: "Fork…",
+  snapshot: "Snapshot…",
   stop: "Stop…",
   extend: "Extend…",
   rename: "Rename…",
@@ -35,6 +36,7 @@ export class Acts {
   readonly question = new Store<Question | null>(null);
   readonly renaming = new Store<Sandbox | null>(null);
   readonly forking = new Store<Sandbox | null>(null);
+  readonly snapshotting = new Store<Sandbox | null>(null);
   readonly extending = new Store<Sandbox | null>(null);
   readonly api: Api;
   #changed: (sandbox: Sandbox | null) => void;
@@ -56,6 +58,7 @@ export class Acts {
     else if (act === "details") location.assign(`${page}/details`);
     else if (act === "rename") this.renaming.set(sandbox);
     else if (act === "fork") this.forking.set(sandbox);
+    else if (act === "snapshot") this.snapshotting.set(sandbox);
     else if (act === "extend") this.extending.set(sandbox);
     else {
       const text = warning(act, sandbox);
@@ -84,6 +87,14 @@ export class Acts {
         : { action: { label: "Open it", onClick: () => window.open(page, "_blank", "noopener") } }),
     });
     this.#changed(made);
+  }
+
+  snapshotted(slug: string): void {
+    toast.success(`Snapshot ${slug} is taken`, {
+      description: "Others can boot from it.",
+      duration: 12_000,
+      action: { label: "Snapshots", onClick: () => window.open("/snapshots", "_blank", "noopener") },
+    });
   }
 
   extended(sandbox: Sandbox): void {

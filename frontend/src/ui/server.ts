@@ -4,7 +4,8 @@ import { Events } from "../core/events";
 import type { PageConfig } from "./config";
 import { socketTo } from "./sockets";
 
-function csrf(): string {
+/** What proves that a request comes from a page of ours. */
+export function csrf(): string {
   return /(?:^|; )atoll_csrf=([^;]*)/.exec(document.cookie)?.[1] ?? "";
 }
 

@@ -18,10 +18,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print, or fail with what to do."""
+        settings = env()
         try:
-            found = running(env())
+            found = running(settings)
         except PermissionError as error:
             raise CommandError("the token is the administrator's: use sudo, or make one on the tokens page") from error
         if found is None:
             raise CommandError('Atoll does not run here: start it with "make up"')
-        self.stdout.write("\n".join(exports(found.url, found.token)))
+        self.stdout.write("\n".join(exports(settings, found.url, found.token)))

@@ -16,14 +16,17 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from ide.env import env
-from ide.installation import CHECKOUT
+from ide.installation import CHECKOUT, health
+from sandboxes.services.host_data import REMEDY, TROUBLE
 from vm.errors import VmError
 from vm.host import preflight
+from vm.host.install import INTERCEPTOR
 from vm.host.preflight import Finding, Level
-from vm.host.provision import Users, provision
-from vm.image.build import image_path
-from vm.net.addresses import own_addresses
+from vm.host.provision import Users, provision, unregister
+from vm.image.hashes import image_path
+from vm.net.addresses import own_addresses, own_addresses6
 from vm.node.client import NodeClient
+from vm.node.hooks import hooks_checked
 from vm.node.isolation import CONTROL, Bait, baits, isolated
 
 PATIENCE = 60.0
@@ -49,8 +52,18 @@ class Command(BaseCommand):
             kernel=image / "vmlinux" if image is not None else None,
         )
         findings += asyncio.run(_interceptors())
+        findings += _data()
+        findings += hooks_checked(
+            env().egress_hooks, env().egress_hooks_path, user=users.proxy, python=INTERCEPTOR / "bin" / "python"
+        )
         self._show(findings)
-        if image is not None and not any(finding.level is Level.FAIL for finding in findings):
+        if image is None:
+            self._show(
+                [Finding("isolation", Level.WARN, "not tried: there is no guest image yet", "make up builds it")]
+            )
+        elif any(finding.level is Level.FAIL for finding in findings):
+            self._show([Finding("isolation", Level.WARN, "not tried: this host cannot run machines", "see above")])
+        else:
             self.stdout.write("booting two machines that try to get out ...")
             proof = asyncio.run(_proof(users, whole=options["isolation"]))
             self._show(proof)
@@ -61,6 +74,18 @@ class Command(BaseCommand):
     def _show(self, findings: list[Finding]) -> None:
         for finding in findings:
             self.stdout.write("\n".join(preflight.lines(finding)))
+
+
+def _data() -> list[Finding]:
+    """Whether the node's data directory is the one that the database is about, by the web process that runs here."""
+    # The database is not opened: side files of it would belong to root
+    said = health(env())
+    if said is None:
+        return []
+    trouble = next((line.removeprefix(TROUBLE) for line in said.splitlines() if line.startswith(TROUBLE)), "")
+    if trouble:
+        return [Finding("data directory", Level.WARN, trouble, REMEDY)]
+    return [Finding("data directory", Level.OK, "the one that the database is about")]
 
 
 async def _interceptors() -> list[Finding]:
@@ -77,37 +102,58 @@ async def _interceptors() -> list[Finding]:
 
 
 async def _proof(users: Users, *, whole: bool) -> list[Finding]:
-    async with baits() as bait:
-        with _scratch_node(users, bait) as node:
-            return await isolated(node, bait, addresses=own_addresses(), whole=whole)
+    with _place() as data:
+        async with baits() as bait:
+            with _scratch_node(users, bait, data) as node:
+                proof = await isolated(node, bait, addresses=own_addresses(), addresses6=own_addresses6(), whole=whole)
+        if any(finding.level is Level.FAIL for finding in proof):
+            proof.append(_log_kept(data / "logs" / "node.log"))
+        return proof
 
 
 @contextmanager
-def _scratch_node(users: Users, bait: Bait) -> Iterator[NodeClient]:
-    """A node on a data root of its own: the running one's reconciler would stop a machine that no row names."""
+def _place() -> Iterator[Path]:
+    """A data root for as long as it takes."""
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as place:
         Path(place).chmod(0o755)
         data = Path(place) / "data"
-        provision(data=data, image_cache=env().image_cache, users=users)
-        with (data / "logs" / "node.log").open("wb") as log:
-            node = subprocess.Popen(
-                [sys.executable, "manage.py", "node"],
-                cwd=CHECKOUT,
-                env={
-                    **os.environ,
-                    "ATOLL_DATA": str(data),
-                    "ATOLL_EGRESS_DNS": f"127.0.0.1:{bait.resolver}",
-                    "ATOLL_EGRESS_INTERNAL_ALLOW": f"{CONTROL}:{bait.control}",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
         try:
-            until = time.monotonic() + PATIENCE
-            while not (data / "run" / "node.sock").exists() and node.poll() is None and time.monotonic() < until:
-                time.sleep(0.1)
-            yield NodeClient(data / "run" / "node.sock", data / "keys" / "node.key")
+            yield data
         finally:
-            node.terminate()
-            node.wait()
+            unregister(data, env().image_cache)
+
+
+def _log_kept(log: Path) -> Finding:
+    handle, kept = tempfile.mkstemp(prefix="atoll-doctor-", suffix=".log")
+    with os.fdopen(handle, "wb") as copy:
+        copy.write(log.read_bytes())
+    return Finding("log", Level.WARN, "something failed", f"the log of the machines' node is kept: {kept}")
+
+
+@contextmanager
+def _scratch_node(users: Users, bait: Bait, data: Path) -> Iterator[NodeClient]:
+    """A node on that data root: the running one's reconciler would stop a machine that no row names."""
+    provision(data=data, image_cache=env().image_cache, users=users)
+    with (data / "logs" / "node.log").open("wb") as output:
+        node = subprocess.Popen(
+            [sys.executable, "manage.py", "node"],
+            cwd=CHECKOUT,
+            env={
+                **os.environ,
+                "ATOLL_DATA": str(data),
+                "ATOLL_CLONES": "false",  # its pool would bake a template beside the trial
+                "ATOLL_EGRESS_DNS": f"127.0.0.1:{bait.resolver}",
+                "ATOLL_EGRESS_INTERNAL_ALLOW": f"{CONTROL}:{bait.control}",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        until = time.monotonic() + PATIENCE
+        while not (data / "run" / "node.sock").exists() and node.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        yield NodeClient(data / "run" / "node.sock", data / "keys" / "node.key")
+    finally:
+        node.terminate()
+        node.wait()

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from ide.env import env
 from sandboxes import quotas
 from vm.host.provision import Users
-from vm.image.build import image_path
+from vm.image.hashes import image_path
 from vm.node.config import NodeConfig
 from vm.node.server import CannotServe, serve
 
@@ -35,6 +35,7 @@ class Command(BaseCommand):
             # this checkout's own, which need not be the one built last
             image=image.name if image is not None else "",
             clones=env().clones,
+            low_memory_mib=env().low_memory_mib,
             warm=(quotas.DEFAULT_MEMORY_MB, quotas.VCPUS, quotas.DISK_GIB),
             pool_floor=env().pool_floor,
             pool_ceiling=env().pool_ceiling,
@@ -42,7 +43,10 @@ class Command(BaseCommand):
             egress_internal_allow=env().egress_internal_allow,
             egress_dns=env().egress_dns,
             egress_ask_seconds=env().egress_ask_seconds,
+            egress_connections=env().egress_connections,
             egress_ca_file=env().egress_ca_file,
+            egress_hooks=env().egress_hooks,
+            egress_hooks_path=env().egress_hooks_path,
             trust_host_store=env().egress_trust_host_store,
             interceptors=env().egress_interceptors,
             interceptor_user=users.proxy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ide.rpc.connection import Method
-from ide.rpc.methods import control, editor, files, handles, plain, processes
+from ide.rpc.methods import control, deno, editor, exposure, fetch, files, handles, plain, processes, saving
 
 SDK: Mapping[str, Method] = {
     **plain.METHODS,
@@ -13,10 +13,13 @@ SDK: Mapping[str, Method] = {
     **files.METHODS,
     **handles.METHODS,
     **processes.METHODS,
+    **deno.METHODS,
+    **fetch.METHODS,
+    **exposure.METHODS,
 }
 """What the official SDKs may call."""
 
-BROWSER: Mapping[str, Method] = {**SDK, **editor.METHODS}
+BROWSER: Mapping[str, Method] = {**SDK, **editor.METHODS, **saving.METHODS}
 """What our own pages may call."""
 
 UNNOTICED = frozenset({"watch", "usage", "process.list", "terminal.list", "readDir", "stat", "lstat", "realPath"})

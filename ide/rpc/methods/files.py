@@ -125,19 +125,31 @@ async def _write(connection: Connection, params: dict[str, Any], *, text: bool) 
         content = check.string(params, "content")
         pieces = _encoded(content) if text else check.decoded(content, "content")
         async with connection.running:
-            return await _send(connection, params, pieces)
+            await send_input(connection, "writeFile", _sent(params), pieces)
+        return
     incoming = connection.incoming.take(stream)
     if incoming is None:
         raise InvalidParams.one("contentStreamId", "number", "there is no such stream")
     try:
-        await _send(connection, params, _chunks(incoming.read))
+        await send_input(connection, "writeFile", _sent(params), _chunks(incoming.read))
     finally:
         await connection.incoming.done(stream)
 
 
-async def _send(connection: Connection, params: dict[str, Any], pieces: AsyncIterator[bytes]) -> None:
-    sent = check.only(params, "abortId", "content", "contentStreamId")
-    async with await connection.guest("writeFile", sent, more=True) as call:
+def _sent(params: dict[str, Any]) -> dict[str, Any]:
+    return check.only(params, "abortId", "content", "contentStreamId")
+
+
+async def send_input(
+    connection: Connection,
+    method: str,
+    params: dict[str, Any],
+    pieces: AsyncIterator[bytes],
+    *,
+    session: bool = False,
+) -> Any:
+    """The agent's reply to a call whose input are the `pieces`, all of them or as many as it took."""
+    async with await connection.guest(method, params, session=session, more=True) as call:
         # The agent may refuse at once, a directory for instance: then nobody reads the input, and writing would wait.
         reply = connection.beside(call.reply())
         feed = connection.beside(_feed(call, pieces))
@@ -145,7 +157,7 @@ async def _send(connection: Connection, params: dict[str, Any], pieces: AsyncIte
             await asyncio.wait({reply, feed}, return_when=asyncio.FIRST_COMPLETED)
             if feed.done() and not reply.done():
                 feed.result()
-            await reply
+            return await reply
         finally:
             feed.cancel()
             reply.cancel()

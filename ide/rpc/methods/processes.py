@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -21,8 +22,10 @@ from sandboxes.services.streams import GuestFailed
 
 log = structlog.get_logger("atoll.rpc")
 
-MAX_PROCESSES = 256
-"""Processes of one connection whose output or input is open."""
+type Seen = Callable[[bytes], Awaitable[None]]
+
+MAX_PROCESSES = 120
+"""Processes of one connection whose output is open; each has up to four of its machine's streams."""
 UNASKED = 3.0
 """Seconds after which output is sent to a client that has not called `processWait`."""
 HANDOVERS = 100
@@ -33,6 +36,16 @@ TAIL = 0.5
 
 async def spawn(connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
     """Start a process; its output follows on streams."""
+    return await start(connection, params, check.only(params, "stdinStreamId", "control"))
+
+
+async def start(
+    connection: Connection, params: dict[str, Any], sent: dict[str, Any], *, seen: Seen | None = None
+) -> dict[str, Any]:
+    """Start what the agent's `spawn` is `sent` to, with the streams that the client's `params` ask for.
+
+    `seen` gets each piece of its error output, which is then read even if the client wants none.
+    """
     if len(connection.outputs) >= MAX_PROCESSES:
         raise Failure(-32000, f"more than {MAX_PROCESSES} processes are open on this connection")
     stdin = check.optional_integer(params, "stdinStreamId")
@@ -40,7 +53,9 @@ async def spawn(connection: Connection, params: dict[str, Any]) -> dict[str, Any
     if stdin is not None and (incoming := connection.incoming.take(stdin)) is None:
         raise InvalidParams.one("stdinStreamId", "number", "there is no such stream")
     wanted = {name: _piped(params.get(name)) for name in ("stdout", "stderr")}
-    sent = {**check.only(params, "stdinStreamId"), **wanted, "stdin": "null" if stdin is None else "piped"}
+    sent = {**sent, **wanted, "stdin": "null" if stdin is None else "piped"}
+    if seen is not None:
+        sent["stderr"] = "piped"
     if connection.dialect is Dialect.PY and _is_text_map(sent.get("env")):
         sent["env"] = shell_names(sent["env"])
     try:
@@ -55,10 +70,15 @@ async def spawn(connection: Connection, params: dict[str, Any]) -> dict[str, Any
             await connection.send(envelope.stream_start(stream))
     gate = asyncio.Event()
     outputs = [
-        connection.stream_out(stream, _output(connection, f"process.{name}", pid, stream, gate))
+        connection.stream_out(
+            stream,
+            _output(connection, f"process.{name}", pid, stream, gate, seen if name == "stderr" else None),
+        )
         for name, stream in ids.items()
         if stream is not None
     ]
+    if seen is not None and ids["stderr"] is None:
+        connection.beside(_look(connection, pid, seen))
     if outputs:
         connection.gates[pid] = gate
         connection.outputs[pid] = outputs
@@ -77,7 +97,9 @@ def _is_text_map(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _output(connection: Connection, method: str, pid: int, stream: int, gate: asyncio.Event) -> Any:
+def _output(
+    connection: Connection, method: str, pid: int, stream: int, gate: asyncio.Event, seen: Seen | None = None
+) -> Any:
     async def source() -> None:
         if connection.dialect is Dialect.PY:
             # It throws away what comes before it has begun to listen, and it listens when it waits.
@@ -90,6 +112,8 @@ def _output(connection: Connection, method: str, pid: int, stream: int, gate: as
             async with await connection.guest(method, {"pid": pid}) as call:
                 await call.reply()
                 while data := await call.read():
+                    if seen is not None:
+                        await seen(data)
                     # Waits while the client does not read; then nobody reads the pipe, and the process waits too.
                     await connection.send(envelope.stream_data(stream, data))
         except asyncio.CancelledError:
@@ -98,6 +122,13 @@ def _output(connection: Connection, method: str, pid: int, stream: int, gate: as
             raise
 
     return source
+
+
+async def _look(connection: Connection, pid: int, seen: Seen) -> None:
+    async with await connection.guest("process.stderr", {"pid": pid}) as call:
+        await call.reply()
+        while data := await call.read():
+            await seen(data)
 
 
 async def _drain(connection: Connection, method: str, pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from sandboxes.models import Secret
+from sandboxes.models import Sandbox, SandboxState, Secret
 from sandboxes.services import lifecycle, tokens
 from tests import factories
 from tests.factories import Team
@@ -69,6 +70,30 @@ def test_of_the_organization(member: Rest) -> None:
     assert member("delete", f"secrets/{made['id']}") == (204, None)
     assert member("get", "secrets") == (200, [])
     assert member("delete", f"secrets/{made['id']}")[0] == 404
+
+
+async def test_a_sandbox_is_created_with_its_secrets(home: Team, node: FakeNode) -> None:
+    """And with whether it asks: its machine has both from its first moment. One name twice is refused."""
+    from asgiref.sync import sync_to_async
+
+    rest = Rest(await sync_to_async(signed_in)(home, "member"))
+    ask = sync_to_async(rest)
+    wanted = {"allow_net": ["api.example.com"], "ask_net": True, "secrets": [{**BODY, "places": ["query"]}]}
+    status, made = await ask("post", "sandboxes", wanted)
+    assert status == 201
+    sandbox = await Sandbox.objects.aget(public_id=made["id"])
+    async with asyncio.timeout(10):
+        while sandbox.state != SandboxState.RUNNING:
+            await asyncio.sleep(0.02)
+            await sandbox.arefresh_from_db()
+    [told] = node.secrets(sandbox.machine)
+    assert (told.value, list(told.places), node.policy(sandbox.machine).ask) == (VALUE, ["query"], True)
+    for wrong in ([BODY, BODY], [{**BODY, "hosts": []}]):
+        status, problem = await ask("post", "sandboxes", {"secrets": wrong})
+        assert (status, "secret" in problem["message"]) == (400, True), problem
+    assert await Sandbox.objects.acount() == 1
+    assert not [text for text in rest.answers if VALUE in text]
+    await lifecycle.sandbox_stop(sandbox=sandbox, actor=home.member, beside=False)
 
 
 async def test_of_a_running_sandbox(home: Team, node: FakeNode) -> None:

@@ -8,9 +8,10 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from django.test import Client
+from asgiref.sync import async_to_sync
+from django.test import AsyncClient, Client
 
-from sandboxes.models import Kind, Organization, Sandbox, SandboxState, UsageHour
+from sandboxes.models import Kind, Organization, Sandbox, SandboxState, UsageHour, User
 from sandboxes.services import tokens
 from tests import factories
 from tests.factories import Team
@@ -45,6 +46,24 @@ def used(home: Team, other: Team) -> tuple[Sandbox, Sandbox]:
 
 def ask(team: Team, path: str, role: str = "viewer") -> Any:
     return signed_in(team, role).get(f"/api/v1/{path}")
+
+
+def table(team: Team, query: str) -> tuple[Any, list[bytes]]:
+    """The answer to a request for the CSV, and its pieces."""
+
+    async def asked() -> tuple[Any, list[bytes]]:
+        client = AsyncClient()
+        user = await User.objects.aget(email=f"viewer@{team.organization.slug}.example")
+        await client.aforce_login(user, backend="django.contrib.auth.backends.ModelBackend")
+        answer: Any = await client.get(f"/api/v1/usage.csv?{query}")
+        return answer, [piece async for piece in answer.streaming_content] if answer.streaming else [answer.content]
+
+    found: tuple[Any, list[bytes]] = async_to_sync(asked)()
+    return found
+
+
+def lines_of(pieces: list[bytes]) -> list[dict[str, str]]:
+    return list(csv.DictReader(StringIO(b"".join(pieces).decode())))
 
 
 def test_a_range_by_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
@@ -99,8 +118,8 @@ def test_a_report_names_the_dearest_and_sums_up_the_others(home: Team, monkeypat
     others = answer["others"]
     assert (others["count"], others["cpu_seconds"], others["memory_mib_seconds"]) == (3, 180, 10_000_000)
     assert others["disk_byte_seconds"] == GIB
-    text = ask(home, "usage.csv?from=2026-10-01&to=2026-10-31").content.decode()
-    assert len(list(csv.DictReader(StringIO(text)))) == 5
+    _answer, pieces = table(home, "from=2026-10-01&to=2026-10-31")
+    assert len(lines_of(pieces)) == 5
 
 
 def test_by_default_this_month_so_far(home: Team) -> None:
@@ -131,10 +150,10 @@ def test_ranges_that_cannot_be_meant(home: Team, query: str) -> None:
 
 def test_the_table_has_a_line_for_each_sandbox_and_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
     """A name that a spreadsheet would run is text there."""
-    answer = ask(home, "usage.csv?from=2026-10-01&to=2026-10-31")
+    answer, pieces = table(home, "from=2026-10-01&to=2026-10-31")
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert 'filename="usage-2026-10-01-2026-10-31.csv"' in answer["Content-Disposition"]
-    lines = list(csv.DictReader(StringIO(answer.content.decode())))
+    lines = lines_of(pieces)
     assert [(line["day"], line["sandbox"], line["cpu_seconds"]) for line in lines] == [
         ("2026-10-01", used[0].public_id, "5400.0"),
         ("2026-10-01", used[1].public_id, "360.0"),
@@ -145,13 +164,31 @@ def test_the_table_has_a_line_for_each_sandbox_and_day(home: Team, used: tuple[S
     assert ask(home, "usage.csv?from=2026-10-02&to=2026-10-01").status_code == 400
 
 
+def test_the_table_comes_a_page_at_a_time(home: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much there is, no more than a page of it is held; none is left out, and none is there twice."""
+    monkeypatch.setattr("sandboxes.selectors.usage.PAGE", 2)
+    rows = [factories.row(home) for _ in range(5)]
+    for row in rows:
+        hour(row, 1, 0, cpu=60)
+        hour(row, 1, 1, cpu=60)
+        hour(row, 3, 0, cpu=60)
+    answer, pieces = table(home, "from=2026-10-01&to=2026-10-31")
+    assert answer.streaming
+    assert [piece.count(b"\r\n") for piece in pieces] == [1, 2, 2, 1, 2, 2, 1]
+    expected = [
+        (day, row.public_id, used) for day, used in (("2026-10-01", "120.0"), ("2026-10-03", "60.0")) for row in rows
+    ]
+    assert [(line["day"], line["sandbox"], line["cpu_seconds"]) for line in lines_of(pieces)] == expected
+
+
 def test_another_organization_s_use_does_not_exist(home: Team, other: Team, used: tuple[Sandbox, Sandbox]) -> None:
     for path in ("usage", "usage.csv"):
         assert ask(home, f"{path}?organization=other").status_code == 404
-        text = ask(other, f"{path}?from=2026-10-01&to=2026-10-31").content.decode()
-        assert "secret" in text
-        assert used[0].public_id not in text
         assert Client().get(f"/api/v1/{path}").status_code == 401
+    days = "from=2026-10-01&to=2026-10-31"
+    for text in (ask(other, f"usage?{days}").content, b"".join(table(other, days)[1])):
+        assert b"secret" in text
+        assert used[0].public_id.encode() not in text
 
 
 def test_a_token_that_reads_reads_this_too(home: Team) -> None:

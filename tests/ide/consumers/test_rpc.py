@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +15,11 @@ from asgiref.testing import ApplicationCommunicator
 from django.db import OperationalError
 from django.utils import timezone
 
+from ide.consumers import rpc
 from ide.consumers.rpc import BrowserSocket, ConnectSocket, CreateSocket
 from sandboxes.database import in_thread
 from sandboxes.models import Sandbox, User, WebProcess
-from sandboxes.services import lifecycle, suspension, tokens
+from sandboxes.services import lifecycle, mounts, suspension, tokens, volumes
 from sandboxes.services.activity import activity
 from sandboxes.services.presence import presence
 from tests import factories
@@ -147,6 +149,27 @@ async def test_connect_while_memory_is_saved(
     # Nor does the news of that suspend, which comes late, close it.
     await asyncio.sleep(0.6)
     assert (await ask(socket, 2, "readDir", path="/"))["result"]["ok"]
+    await leave(socket)
+
+
+async def test_create_that_waited_for_its_volume_is_answered_in_time(
+    home: Team, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it waited for the volume is not waited for the guest again: a Python client gives up after 10 seconds."""
+    assert mounts.PATIENCE < rpc.HANDSHAKE_SECONDS < 8
+    monkeypatch.setattr(rpc, "HANDSHAKE_SECONDS", 1.5)
+    monkeypatch.setattr(rpc, "READY_SECONDS", 2 * PATIENCE)
+    mount = [mounts.WantedMount("data", str(tmp_path / "mnt"))]
+    await volumes.volume_create(wanted=volumes.Wanted("data", "1GB"), actor=home.member)
+    holder = await lifecycle.sandbox_boot(sandbox=await in_thread(factories.sandbox, home, volumes=mount))
+    _row, secret = await in_thread(tokens.token_create, actor=home.member, name="sdk")
+    node.boot_delay = 4 * PATIENCE
+    socket = await creating(secret, stop_at_ms=int((time.time() + 60) * 1000), volumes={mount[0].path: "data"})
+    assert await socket.receive_nothing(timeout=1)
+    await lifecycle.sandbox_stop(sandbox=holder, actor=home.member, beside=False)
+    assert (await socket.receive_output(timeout=PATIENCE))["type"] == "websocket.accept"
+    made = await Sandbox.objects.aget(state__in=("queued", "starting"))
+    await lifecycle.sandbox_stop(sandbox=made, actor=home.member, beside=False)
     await leave(socket)
 
 

@@ -105,10 +105,21 @@ async def test_a_shell_is_opened_left_and_found_again_where_it_was(running: Sand
 
 
 async def test_a_terminal_that_is_not_there_is_said_so(running: Sandbox, member: User) -> None:
+    """A page that comes back after the agent was started anew reads that its terminal has ended, and stays away."""
     async with Line(running.public_id, member) as line:
         await line.say(type="attach", id="nothing", cols=80, rows=24)
-        assert (await line.hear("error"))["retry"] is False
+        error = await line.hear("error")
+        assert (error["code"], error["message"]) == ("no_terminal", "This terminal has ended.")
+        assert error["retry"] is False
         assert await line.closed() == 4404
+
+
+async def test_a_directory_that_is_not_there_is_no_terminal_that_ended(running: Sandbox, member: User) -> None:
+    async with Line(running.public_id, member) as line:
+        await line.say(type="open", cols=80, rows=24, cwd="/no/such/place")
+        error = await line.hear("error")
+        assert error["code"] == "guest_failed"
+        assert "No such file" in error["message"]
 
 
 async def test_a_page_that_does_not_acknowledge_holds_a_bounded_amount(running: Sandbox, member: User) -> None:

@@ -13,7 +13,7 @@ from sandboxes.services import accounts
 from tests import factories
 from tests.factories import Team
 
-PAGES = ("/", "/tokens", "/secrets", "/members", "/usage", "/organization")
+PAGES = ("/", "/tokens", "/api-docs", "/secrets", "/members", "/usage", "/organization")
 
 
 def signed_in(team: Team, role: str = "member") -> Client:

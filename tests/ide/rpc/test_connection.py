@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from ide.rpc import methods
+from ide.rpc import connection, methods
 from ide.rpc.connection import Connection
 from ide.rpc.envelope import Malformed
 from ide.rpc.handshake import Dialect
+from ide.rpc.methods import processes
 from sandboxes import reconcile
 from sandboxes.database import in_thread
 from sandboxes.services import lifecycle
@@ -22,6 +23,7 @@ from tests import factories
 from tests.factories import Team
 from vm.api import StopReason
 from vm.fake import FakeNode
+from vm.guest.channel import MAX_OPEN, RESERVED
 
 
 class Client:
@@ -196,6 +198,31 @@ async def test_a_stream_before_its_call_is_bounded(home: Team, node: FakeNode) -
         assert "before the call" in result["error"]["message"]
 
 
+async def test_large_calls_wait_for_each_other(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a bound nothing is read until some are answered, or for a time: then one is refused; alone it is taken."""
+    monkeypatch.setattr(connection, "HELD", 1000)
+    monkeypatch.setattr(connection, "ROOM_SECONDS", 0.3)
+    ended = asyncio.Event()
+
+    async def hold(_connection: Connection, _params: dict[str, Any]) -> str:
+        await ended.wait()
+        return "done"
+
+    async with connected(home, known={"hold": hold}) as client:
+        first = await client.begin("hold", content="x" * 5000)
+        refused = await client.begin("hold")
+        assert "at a time" in (await client.answer(refused))["error"]["message"]
+        second = asyncio.ensure_future(client.begin("hold"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        ended.set()
+        assert (await client.answer(first))["result"] == {"ok": "done"}
+        assert (await client.answer(await second))["result"] == {"ok": "done"}
+        while client.connection._calls:
+            await asyncio.sleep(0)
+        assert client.connection._held == 0
+
+
 async def test_a_stalled_consumer_holds_its_sender(home: Team, node: FakeNode) -> None:
     """A process that does not read its stdin makes the connection wait instead of keeping everything."""
     async with connected(home) as client:
@@ -217,6 +244,31 @@ async def test_a_stalled_consumer_holds_its_sender(home: Team, node: FakeNode) -
         assert sent < 12 * 2**20
         flooding.cancel()
         await client.call("processKill", pid=ok["pid"], signal="SIGKILL")
+
+
+async def test_a_connection_has_no_more_processes_than_streams(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However each is fed, read and waited for, all that one connection may have fit beside the node's own calls."""
+    async with connected(home) as client:
+        await client.call("create", path="f")  # from here on it has a session in the guest
+        channel: Any = node._machines[client.connection.sandbox.machine].guest._channel
+        before = len(channel._link._streams)
+        await client.notify("start", streamId=1)
+        process = {"command": "sleep", "args": ["30"], "stdout": "piped", "stderr": "piped"}
+        pid = (await client.call("spawn", **process, stdinStreamId=1))["ok"]["pid"]
+        waiting = await client.begin("processWait", pid=pid)
+        async with asyncio.timeout(10):
+            while len(channel._link._streams) < before + 4:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        taken = len(channel._link._streams) - before
+        assert before + taken * processes.MAX_PROCESSES < MAX_OPEN - RESERVED
+        monkeypatch.setattr(processes, "MAX_PROCESSES", 1)
+        refused = await client.answer(await client.begin("spawn", **process))
+        assert refused["error"]["message"] == "more than 1 processes are open on this connection"
+        await client.call("processKill", pid=pid, signal="SIGKILL")
+        await client.answer(waiting)
 
 
 async def test_walk_per_dialect(home: Team, node: FakeNode) -> None:

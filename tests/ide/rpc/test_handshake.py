@@ -17,6 +17,7 @@ from ide.rpc.envelope import Malformed, Request, parse
 from ide.rpc.handshake import Dialect, decode_config, dialect_of, shell_names
 from sandboxes.errors import Invalid
 from sandboxes.secret_rules import WantedSecret
+from sandboxes.services.mounts import WantedMount
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -87,9 +88,13 @@ def test_lifetimes() -> None:
         header({"env": ["x"]}),
         header({"env": {"A": 1}}),
         header({"labels": "x"}),
-        header({"root": {"volume": "x"}}),
-        header({"volumes": [{"volume": "v", "path": "/p"}]}),
-        header({"volumes": {"/p": "v"}}),
+        header({"root": "x"}),
+        header({"root": {"volume": 1}}),
+        header({"volumes": ["v"]}),
+        header({"volumes": [{"volume": "v"}]}),
+        header({"volumes": [{"volume": 1, "path": "/p"}]}),
+        header({"volumes": {"/p": 1}}),
+        header({"volumes": "v"}),
         header({"secrets": [{"hosts": ["h"], "value": "v"}]}),
         header({"secrets": {"K": "v"}}),
         header({"secrets": {"K": {"value": "v"}}}),
@@ -103,6 +108,21 @@ def test_malformed_config(value: str) -> None:
     """Each is refused with a message; what is not available is not silently left out."""
     with pytest.raises(Invalid):
         decode_config(value, now=NOW)
+
+
+def test_both_shapes_of_volumes() -> None:
+    """JavaScript sends an array, Python an object by paths."""
+    wanted = [WantedMount("v", "/p"), WantedMount("w", "/q")]
+    array = [{"volume": "v", "path": "/p"}, {"volume": "w", "path": "/q"}]
+    assert decode_config(header({"volumes": array}), now=NOW).volumes == wanted
+    assert decode_config(header({"volumes": {"/p": "v", "/q": "w"}}), now=NOW).volumes == wanted
+    assert decode_config(header({"volumes": None}), now=NOW).volumes == []
+
+
+def test_root() -> None:
+    """A volume or a snapshot, or nothing."""
+    assert decode_config(header({"root": {"volume": "vol"}}), now=NOW).root == "vol"
+    assert decode_config(header({"root": None}), now=NOW).root == decode_config(header({}), now=NOW).root == ""
 
 
 def test_unknown_keys_are_ignored() -> None:

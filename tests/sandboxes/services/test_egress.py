@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound
 from sandboxes.models import AuditEntry, Event, Organization, Sandbox, SandboxState, TimelineEntry
 from sandboxes.reconcile import reconcile
-from sandboxes.services import lifecycle, suspension
+from sandboxes.services import delivery, lifecycle, suspension
 from sandboxes.services.egress import network_allow, network_deny, network_set, organization_network_set
 from tests import factories
 from tests.factories import Team
@@ -58,6 +59,34 @@ async def test_nobody_s_change_is_lost(home: Team, node: FakeNode) -> None:
         )
     )
     assert set(holds(node, sandbox)[0] or ()) == {"a.example", *names}
+
+
+@pytest.mark.parametrize("call", ["machine_policy", "machine_start", "machine_fork"])
+async def test_no_older_policy_is_the_last_word(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """One that was read before a change, and told after it, does not stay: with secrets, at a start, and in a fork."""
+    sandbox = await in_thread(factories.sandbox, home, allow_net=["a.example"], deny_net=[])
+    if call != "machine_start":
+        await lifecycle.sandbox_boot(sandbox=sandbox)
+    inner, changed = getattr(node, call), False
+
+    async def changing(*args: Any, **fields: Any) -> Any:
+        nonlocal changed
+        if not changed:
+            changed = True
+            await in_thread(Sandbox.objects.update, allow_net=[])
+        return await inner(*args, **fields)
+
+    monkeypatch.setattr(node, call, changing)
+    if call == "machine_policy":
+        await delivery.secrets_push(sandbox=sandbox)
+    elif call == "machine_start":
+        await lifecycle.sandbox_boot(sandbox=sandbox)
+    else:
+        sandbox = await suspension.sandbox_fork(sandbox=sandbox, actor=home.member)
+    assert changed
+    assert holds(node, sandbox) == ([], [])
 
 
 async def test_what_cannot_be_added_says_why(home: Team, node: FakeNode) -> None:

@@ -27,6 +27,7 @@ from sandboxes.services.egress_journal import MOST, egress_collect, egress_prune
 from tests import factories
 from tests.factories import Team
 from tests.vm.egress.test_spool import passage
+from vm.egress.journal import Kind as PassageKind
 from vm.egress.journal import Passage, Verdict
 from vm.errors import NodeUnreachable
 from vm.fake import FakeNode
@@ -107,7 +108,11 @@ async def test_a_node_that_is_away_is_asked_later(sandbox: Sandbox, node: FakeNo
 
 
 async def test_a_denial_is_told_once_in_a_while(sandbox: Sandbox, node: FakeNode) -> None:
-    """With what would help; another host, port or rule is another; what is old or was not denied is not told."""
+    """With what would help; another host, port or rule is another; what is old or was not denied is not told.
+
+    The request that was read to explain a denial over TLS is none of its own.
+    """
+    node.passed(sandbox.machine, now(1), now(1, kind=PassageKind.REQUEST))
     node.passed(sandbox.machine, *(now(1) for _ in range(50)), now(1, port=80), now(2, rule="always refused"))
     node.passed(sandbox.machine, now(3, verdict=Verdict.FAILED), now(4, began=time.time() - 3600))
     await egress_collect()
@@ -137,6 +142,22 @@ async def test_a_flood_of_denials_is_no_flood_of_events(sandbox: Sandbox, node: 
     assert (told[-1]["host"], told[-1]["remedy"]) == ("", "")
     assert "network page" in told[-1]["detail"]
     assert await count() == 500
+
+
+async def test_denials_cannot_hide_an_alert(sandbox: Sandbox, node: FakeNode) -> None:
+    """A guest that has itself denied more often than is told does not silence its alerts, nor does one the next."""
+    node.passed(sandbox.machine, *(now(n) for n in range(MOST + 5)))
+    await egress_collect()
+    alert = {"kind": PassageKind.ALERT, "verdict": Verdict.ALLOWED, "host": "a.example", "rule": "secrets"}
+    for name in ("ONE", "TWO", "ONE"):
+        node.passed(sandbox.machine, now(1, **alert, detail=f"The placeholder of {name} was sent to a.example."))
+        await egress_collect()
+    assert [one["detail"].split()[3] for one in await denials() if one["kind"] == "alert"] == ["ONE", "TWO"]
+    node.passed(sandbox.machine, *(now(1, **alert, detail=f"The placeholder of T{n} was sent.") for n in range(40)))
+    await egress_collect()
+    alerts = [one for one in await denials() if one["kind"] == "alert"]
+    assert len(alerts) == MOST + 1
+    assert "alerts" in alerts[-1]["detail"]
 
 
 async def test_what_a_guest_wrote_can_be_kept_and_shown(sandbox: Sandbox, node: FakeNode) -> None:

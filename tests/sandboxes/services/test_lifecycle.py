@@ -17,8 +17,8 @@ from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.selectors.sandboxes import sandbox_get
-from sandboxes.services import lifecycle, suspension
-from sandboxes.services.lifecycle import Wanted
+from sandboxes.services import changes, creation, lifecycle, suspension
+from sandboxes.services.creation import Wanted
 from sandboxes.states import Move
 from tests import factories
 from tests.factories import Team
@@ -44,11 +44,11 @@ async def test_boot(home: Team, node: FakeNode) -> None:
 
 
 async def test_stop(home: Team, node: FakeNode) -> None:
-    """A stop is written down with who asked and when, and a sandbox's machine is forgotten with its disk."""
-    sandbox = await booted(home)
+    """A stop is written down with who asked and when; a sandbox's machine is forgotten with its disk and variables."""
+    sandbox = await booted(home, env={"TOKEN": "of somebody"})
     await lifecycle.sandbox_stop(sandbox=sandbox, actor=home.admin, beside=False)
     assert (sandbox.state, sandbox.stop_cause) == (SandboxState.STOPPED, StopCause.REQUESTED)
-    assert (sandbox.stopped_by, sandbox.machine_removed) == ("admin@home.example", True)
+    assert (sandbox.stopped_by, sandbox.machine_removed, sandbox.env) == ("admin@home.example", True, {})
     assert sandbox.stopped_at is not None
     assert await node.machine_list() == []
 
@@ -68,14 +68,14 @@ async def test_what_it_may_reach_is_told_to_its_machine(home: Team, node: FakeNo
 
 async def test_workspace_comes_back_on_its_disk(home: Team, node: FakeNode) -> None:
     """A stopped workspace keeps its disk and starts again on the same machine."""
-    workspace = await booted(home, kind=Kind.WORKSPACE)
+    workspace = await booted(home, kind=Kind.WORKSPACE, env={"A": "b"})
     disk = node.disk(workspace.machine)
     disk.mkdir(exist_ok=True)
     (disk / "kept").touch()
     await lifecycle.sandbox_stop(sandbox=workspace, actor=home.member, beside=False)
     assert workspace.state == SandboxState.STOPPED
     await in_thread(lifecycle.sandbox_start, sandbox=workspace, actor=home.member)
-    assert (workspace.stop_cause, workspace.stopped_at) == ("", None)
+    assert (workspace.stop_cause, workspace.stopped_at, workspace.env) == ("", None, {"A": "b"})
     await lifecycle.sandbox_boot(sandbox=workspace)
     assert workspace.state == SandboxState.RUNNING
     assert (node.disk(workspace.machine) / "kept").exists()
@@ -127,9 +127,7 @@ async def test_extension(home: Team, node: FakeNode) -> None:
     sandbox = await booted(home, stop_at=now + timedelta(minutes=10))
 
     async def extend(by: timedelta) -> Any:
-        return await in_thread(
-            lifecycle.sandbox_extend, sandbox=sandbox, actor=home.member, stop_at=timezone.now() + by
-        )
+        return await in_thread(changes.sandbox_extend, sandbox=sandbox, actor=home.member, stop_at=timezone.now() + by)
 
     assert await extend(timedelta(minutes=1)) == now + timedelta(minutes=10)
     assert await extend(timedelta(minutes=20)) > now + timedelta(minutes=19)
@@ -142,7 +140,7 @@ async def test_session_extension_promises_only(home: Team, node: FakeNode) -> No
     """A session sandbox has no deadline, and gets none by an extension."""
     sandbox = await booted(home, session=True)
     at = timezone.now() + timedelta(seconds=10)
-    assert await in_thread(lifecycle.sandbox_extend, sandbox=sandbox, actor=home.member, stop_at=at) == at
+    assert await in_thread(changes.sandbox_extend, sandbox=sandbox, actor=home.member, stop_at=at) == at
     await in_thread(sandbox.refresh_from_db)
     assert sandbox.stop_at is None
 
@@ -150,7 +148,7 @@ async def test_session_extension_promises_only(home: Team, node: FakeNode) -> No
 def test_change(home: Team, other: Team) -> None:
     """Pages hear of it, the audit says who did it; viewers and other organizations' people do not do it."""
     sandbox = factories.sandbox(home, kind=Kind.WORKSPACE, name="Tides", labels={"team": "sea"})
-    lifecycle.sandbox_change(sandbox=sandbox, actor=home.member, name=" Waves ", labels=None)
+    changes.sandbox_change(sandbox=sandbox, actor=home.member, name=" Waves ", labels=None)
     event = Event.objects.order_by("-id")[0]
     assert (event.kind, event.payload["name"], event.payload["labels"]) == ("sandbox", "Waves", {"team": "sea"})
     entry = AuditEntry.objects.get(action="sandbox.change")
@@ -163,7 +161,7 @@ def test_change(home: Team, other: Team) -> None:
     ]
     for actor, name, error in refused:
         with pytest.raises(error):
-            lifecycle.sandbox_change(sandbox=sandbox, actor=actor, name=name, labels=None)
+            changes.sandbox_change(sandbox=sandbox, actor=actor, name=name, labels=None)
     sandbox.refresh_from_db()
     assert sandbox.name == "Waves"
 
@@ -171,7 +169,7 @@ def test_change(home: Team, other: Team) -> None:
 def test_viewer_creates_nothing(home: Team) -> None:
     """A viewer is refused before anything is written."""
     with pytest.raises(Forbidden):
-        lifecycle.sandbox_create(wanted=Wanted(), actor=home.viewer)
+        creation.sandbox_create(wanted=Wanted(), actor=home.viewer)
     assert not Sandbox.objects.exists()
 
 

@@ -15,8 +15,8 @@ from django.utils import timezone
 from sandboxes.errors import Invalid, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Kind, Organization, Sandbox, SandboxState
 from sandboxes.quotas import Amount, Limits
-from sandboxes.services import lifecycle, limits
-from sandboxes.services.lifecycle import Wanted
+from sandboxes.services import changes, creation, lifecycle, limits
+from sandboxes.services.creation import Wanted
 from tests import factories
 from tests.factories import Team
 from tests.sandboxes.services.test_lifecycle import in_parallel
@@ -78,14 +78,29 @@ def test_the_create_rate_says_when_there_is_room_again(home: Team) -> None:
 
 
 def test_what_counts_towards_which_limit(home: Team) -> None:
-    """Disks of stopped workspaces count, of stopped and of deleted sandboxes not; the rest counts while it runs."""
+    """Disks of workspaces count until they are removed, of stopped sandboxes not; the rest counts while it runs."""
     factories.row(home, state=SandboxState.RUNNING)
     factories.row(home, state=SandboxState.STOPPED)
     factories.row(home, state=SandboxState.STOPPED, kind=Kind.WORKSPACE)
     factories.row(home, state=SandboxState.STARTING, kind=Kind.WORKSPACE, memory_mb=2048)
     factories.row(home, state=SandboxState.DELETED, kind=Kind.WORKSPACE)
-    factories.row(factories.team("elsewhere"), state=SandboxState.RUNNING)
-    assert limits.in_use(home.organization) == Amount(sandboxes=2, vcpus=4, memory_mib=3328, disk_gib=30)
+    factories.row(home, state=SandboxState.DELETED, kind=Kind.WORKSPACE, machine_removed=True)
+    factories.row(home, state=SandboxState.DELETED)
+    elsewhere = factories.team("elsewhere")
+    factories.row(elsewhere, state=SandboxState.RUNNING)
+    factories.row(elsewhere, state=SandboxState.DELETED, kind=Kind.WORKSPACE)
+    assert limits.in_use(home.organization) == Amount(sandboxes=2, vcpus=4, memory_mib=3328, disk_gib=40)
+
+
+def test_deleting_and_restoring_does_not_go_past_the_disk_s_limit(home: Team) -> None:
+    """A deleted disk makes no room for another, so that it can always come back."""
+    limit(home, quota_disk_gib=20)
+    deleted = factories.row(home, state=SandboxState.DELETED, kind=Kind.WORKSPACE, deleted_at=timezone.now())
+    factories.sandbox(home, kind=Kind.WORKSPACE)
+    with pytest.raises(QuotaExceeded, match="wait until its disk is removed, a day later"):
+        factories.sandbox(home, kind=Kind.WORKSPACE)
+    assert lifecycle.sandbox_restore(sandbox=deleted, actor=home.member).state == SandboxState.STOPPED
+    assert limits.in_use(home.organization).disk_gib == 20
 
 
 def test_a_start_asks_for_memory_and_not_for_the_disk_it_has(home: Team) -> None:
@@ -123,7 +138,7 @@ def test_deadlines_keep_to_the_lifetime(home: Team) -> None:
     assert sandbox.stop_at is not None
     assert timedelta(seconds=590) < sandbox.stop_at - timezone.now() <= timedelta(seconds=600)
     limit(home, max_lifetime=0)
-    assert lifecycle.sandbox_extend(sandbox=sandbox, actor=home.member, stop_at=far) == far
+    assert changes.sandbox_extend(sandbox=sandbox, actor=home.member, stop_at=far) == far
     assert factories.sandbox(home, stop_at=far).stop_at == far
 
 
@@ -174,5 +189,5 @@ def test_setting_names_what_is_wrong(home: Team) -> None:
 def test_a_refused_create_writes_nothing(home: Team) -> None:
     limit(home, quota_concurrent=0)
     with pytest.raises(QuotaExceeded):
-        lifecycle.sandbox_create(wanted=Wanted(), actor=home.member)
+        creation.sandbox_create(wanted=Wanted(), actor=home.member)
     assert not AuditEntry.objects.filter(action="sandbox.create").exists()

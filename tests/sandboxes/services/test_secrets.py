@@ -29,7 +29,7 @@ from sandboxes.models import (
 from sandboxes.permissions import SYSTEM
 from sandboxes.secret_rules import WantedSecret
 from sandboxes.selectors.secrets import secret_list, secret_list_of
-from sandboxes.services import delivery, egress, lifecycle, streams, suspension
+from sandboxes.services import changes, delivery, egress, lifecycle, streams, suspension
 from sandboxes.services.secrets import (
     secret_create,
     secret_revoke,
@@ -182,10 +182,10 @@ async def test_other_labels_are_other_secrets(home: Team, node: FakeNode) -> Non
     """Within a turn of the reconciler."""
     await create(home, labels={"team": "sea"})
     sandbox = await booted(home)
-    await in_thread(lifecycle.sandbox_change, sandbox=sandbox, actor=home.member, labels={"team": "sea"})
+    await in_thread(changes.sandbox_change, sandbox=sandbox, actor=home.member, labels={"team": "sea"})
     await reconcile.reconcile()
     assert told(node, sandbox) == {"API_KEY": VALUE}
-    await in_thread(lifecycle.sandbox_change, sandbox=sandbox, actor=home.member, labels={})
+    await in_thread(changes.sandbox_change, sandbox=sandbox, actor=home.member, labels={})
     await reconcile.reconcile()
     assert told(node, sandbox) == {}
 

@@ -83,6 +83,19 @@ async def test_one_that_is_coming_up(home: Team, node: FakeNode) -> None:
     assert workspace.state == SandboxState.SUSPENDED
 
 
+async def test_one_that_comes_up_slowly(home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume that takes longer than can be waited for is left to the next start, which has its memory as it was."""
+    monkeypatch.setattr(shutdown, "COMING_SECONDS", 0.2)
+    workspace = await booted(home)
+    await suspension.sandbox_suspend(sandbox=workspace, actor=home.member, beside=False)
+    node.boot_delay = 60
+    await suspension.sandbox_wake(sandbox=workspace, actor=home.member)
+    assert await shutdown.all_to_rest() == Counter(suspended=1)
+    await in_thread(workspace.refresh_from_db)
+    assert workspace.state == SandboxState.RESUMING
+    assert (await node.machine_get(workspace.machine)).state is not MachineState.STOPPED
+
+
 async def test_silent_node(home: Team, node: FakeNode) -> None:
     """What cannot be reached is left as it is, to be settled by the next start."""
     await booted(home)

@@ -19,6 +19,7 @@ from sandboxes.services.spending import spending_cap_set, spending_enforce
 from tests import factories
 from tests.factories import Team
 from tests.sandboxes.services.test_lifecycle import booted
+from vm.errors import HostFull
 from vm.fake import FakeNode
 
 
@@ -126,6 +127,24 @@ async def test_what_runs_is_halted_and_a_workspace_comes_back_with_its_disk(
     await suspension.sandbox_wake(sandbox=workspace, actor=home.member, beside=False)
     assert workspace.state == SandboxState.RUNNING
     assert (node.disk(workspace.machine) / "kept").exists()
+
+
+async def test_the_cap_holds_where_nothing_can_be_suspended(home: Team, node: FakeNode) -> None:
+    """One attempt to save its memory, then it is stopped: it is not tried, and charged, for ever."""
+    workspace = await booted(home, kind=Kind.WORKSPACE)
+    node.disk(workspace.machine).mkdir(exist_ok=True)
+    (node.disk(workspace.machine) / "kept").touch()
+    await in_thread(spend, home, "1")
+    await in_thread(cap, home, "1")
+    node.fail_next("machine_suspend", HostFull("no room for its memory"))
+    await spending_enforce()
+    assert await states(workspace) == ["running"]
+    await spending_enforce()
+    assert await states(workspace) == ["stopped"]
+    assert (workspace.stop_cause, workspace.machine_removed) == (StopCause.SPENDING_CAP, False)
+    assert (node.disk(workspace.machine) / "kept").exists()
+    told = await in_thread(lambda: list(workspace.timeline.order_by("id").values_list("text", flat=True)))
+    assert sum("no room for its memory" in text for text in told) == 1
 
 
 async def states(*sandboxes: Sandbox) -> list[Any]:

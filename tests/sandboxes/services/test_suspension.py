@@ -15,7 +15,7 @@ from sandboxes.errors import Conflict, Forbidden, NotFound, QuotaExceeded, Suspe
 from sandboxes.models import Kind, Organization, Sandbox, SandboxState, StopCause
 from sandboxes.selectors.sandboxes import sandbox_list
 from sandboxes.selectors.timeline import timeline_list
-from sandboxes.services import lifecycle, limits, streams, suspension
+from sandboxes.services import changes, lifecycle, limits, streams, suspension
 from tests import factories
 from tests.factories import Team
 from vm.api import MachineState, Origin, StopReason
@@ -43,7 +43,8 @@ async def runs(sandbox: Sandbox) -> Sandbox:
         while sandbox.state != SandboxState.RUNNING:
             await asyncio.sleep(0.01)
             await in_thread(sandbox.refresh_from_db)
-    return sandbox
+    # Read anew: whoever follows the machine refreshes this very object, field by field, in another thread
+    return await in_thread(Sandbox.objects.get, pk=sandbox.pk)
 
 
 async def texts(sandbox: Sandbox, team: Team) -> list[str]:
@@ -298,7 +299,7 @@ async def test_deadline_goes_on(home: Team, node: FakeNode) -> None:
     """A deadline can be made later while suspended."""
     timed = await suspended(home, kind=Kind.SANDBOX, stop_at=timezone.now() + timedelta(minutes=5))
     later = timezone.now() + timedelta(minutes=9)
-    assert await in_thread(lifecycle.sandbox_extend, sandbox=timed, actor=home.member, stop_at=later) == later
+    assert await in_thread(changes.sandbox_extend, sandbox=timed, actor=home.member, stop_at=later) == later
 
 
 async def test_fork(home: Team, node: FakeNode) -> None:

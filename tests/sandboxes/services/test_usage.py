@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -150,13 +152,13 @@ def test_a_disk_at_rest_is_counted_in_few_rows_and_completely(home: Team) -> Non
     assert sum(use.disk_byte_seconds for use in used(workspace).values()) == pytest.approx(7 * 3999.5, rel=0.1)
 
 
-def test_a_new_counter_begins_at_nothing(home: Team) -> None:
+def test_a_counter_that_went_back_is_no_new_use(home: Team) -> None:
     sandbox = row(home)
     measure(sandbox, info(sandbox, S.READY, cpu=500), 100)
     measure(sandbox, info(sandbox, S.STOPPED, since=100, cpu=500), 200)
     measure(sandbox, info(sandbox, S.READY, since=290, cpu=3), 300)
     measure(sandbox, info(sandbox, S.READY, since=290, cpu=4), 310)
-    assert used(sandbox)[10].cpu_seconds == 504
+    assert used(sandbox)[10].cpu_seconds == 501
 
 
 def used_of(node: FakeNode, sandbox: Sandbox, **changes: Any) -> None:
@@ -214,6 +216,19 @@ async def test_a_turn_of_the_worker_counts_every_machine(home: Team, other: Team
     await usage.usage_collect()
     assert [(await in_thread(totals, sandbox)).cpu_seconds for sandbox in (mine, theirs)] == [1, 2]
     assert (await in_thread(UsageMeter.objects.get, sandbox=mine)).disk_bytes == 5
+
+
+def test_many_machines_cost_no_more_queries_than_one(
+    home: Team, django_assert_max_num_queries: Callable[..., AbstractContextManager[object]]
+) -> None:
+    """First readings, later ones, those over an hour's border, and those that say nothing new."""
+    sandboxes = [row(home, kind=Kind.WORKSPACE) for _ in range(30)]
+    for seconds, most in ((3000, 11), (4200, 11), (4201, 1)):
+        said = {one.machine: info(one, S.READY, cpu=seconds, disk=100) for one in sandboxes}
+        with django_assert_max_num_queries(most):
+            usage._measure_all(said, at(seconds))
+    for sandbox in sandboxes:
+        assert used(sandbox) == {10: Use(3600, 3600 * 1280, 600 * 100), 11: Use(600, 600 * 1280, 600 * 100)}
 
 
 def test_hours_are_kept_for_thirteen_months(home: Team) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vm.egress.peek import MAX_PEEK, Claim, Unreadable, read_head, read_hello
+from vm.egress.peek import MAX_PEEK, Claim, Speech, Unreadable, read_head, read_hello, speech
 
 
 def hello(name: str | None) -> bytes:
@@ -30,6 +30,24 @@ def split(data: bytes, size: int) -> bytes:
     body = data[5:]
     pieces = [body[place : place + size] for place in range(0, len(body), size)]
     return b"".join(data[:3] + len(piece).to_bytes(2) + piece for piece in pieces)
+
+
+def extension(kind: int, body: bytes) -> bytes:
+    """One extension of a ClientHello."""
+    return kind.to_bytes(2) + len(body).to_bytes(2) + body
+
+
+def server_name(name: bytes) -> bytes:
+    """The body of its server_name."""
+    entry = b"\0" + len(name).to_bytes(2) + name
+    return len(entry).to_bytes(2) + entry
+
+
+def bare_hello(extensions: bytes) -> bytes:
+    """A ClientHello with these extensions only."""
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + len(extensions).to_bytes(2) + extensions
+    message = b"\1" + len(body).to_bytes(3) + body
+    return b"\x16\3\1" + len(message).to_bytes(2) + message
 
 
 def with_names(data: bytes, old: bytes, new: bytes) -> bytes:
@@ -152,3 +170,34 @@ def test_a_request_names_its_host(head: str, claim: Claim) -> None:
 def test_a_request_without_one_plain_host_is_refused(head: str) -> None:
     with pytest.raises(Unreadable):
         read_head(head.encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", None),
+        (b"\x16", None),
+        (b"\x16\x03", Speech.TLS),
+        (b"\x16\x02", Speech.OTHER),
+        (b"\x80\x2e\x01", None),
+        (b"\x80\x2e\x01\x03", Speech.TLS),
+        (b"\x80\x00\x01\x04", Speech.OTHER),
+        (b"\r\n\r\nGET", None),
+        (b"GET / HTTP/1.1", None),
+        (b"GET / HTTP/1.1\n", Speech.HTTP),
+        (b"\r\nx\t/\r\n", Speech.HTTP),
+        (b"GET http://x\r\n", Speech.HTTP),
+        (b"PRI * HTTP/2.0\r\n", Speech.HTTP),
+        (b"SSH-2.0-x\r\n", Speech.OTHER),
+        (b"PING\r\n", Speech.OTHER),
+        (b"OPTIONS rtsp://x/ RTSP/1.0\r\n", Speech.OTHER),
+        (b"0032git-upload-pack /x\0", Speech.OTHER),
+        (b"A" * 65, Speech.OTHER),
+        (b"A " + b"x" * MAX_PEEK, Speech.HTTP),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_a_client_speaks(data: bytes, said: Speech | None) -> None:
+    """A request is one in any spelling that some server takes; and nothing is said before it is sure."""
+    assert speech(data) is said
+    assert all(speech(data[:place]) in (None, said) for place in range(min(len(data), 100)))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vm.egress.journal import Passage, Verdict, passage_from_json, passage_to_json
+from vm.egress.journal import Kind, Passage, Verdict, passage_from_json, passage_to_json
 from vm.egress.spool import Spool
 
 MACHINE = "0" * 32
@@ -153,10 +153,12 @@ def test_one_machine_s_flood_leaves_room_for_the_others(tmp_path: Path) -> None:
     spool._closing.set()  # nothing is written but by this test
     for number in range(20_000):
         spool.add(MACHINE, passage(number))
+    spool.add(MACHINE, passage(1, kind=Kind.ALERT))
     spool.add("1" * 32, passage(1))
     spool.flush()
     found = spool.read("", 2000)
-    assert sum(entry.machine == MACHINE for entry in found.entries) == 500
+    assert sum(entry.machine == MACHINE for entry in found.entries) == 501
+    assert found.entries[500].passage.kind is Kind.ALERT
     assert sum(entry.machine != MACHINE for entry in found.entries) == 1
     assert found.dropped == 19_500
     spool.close()

@@ -281,11 +281,19 @@ async def test_a_reader_that_stalls_holds_one_window(peer: Peer, link: Channel) 
 
 
 async def test_streams_are_counted(peer: Peer, link: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit opening is refused, and one that ends makes room."""
-    monkeypatch.setattr(channel_module, "MAX_OPEN", 3)
+    """Above the limit opening is refused, and one that ends makes room; some are left for the node itself."""
+    monkeypatch.setattr(channel_module, "MAX_OPEN", 5)
+    monkeypatch.setattr(channel_module, "RESERVED", 2)
     streams = [await link.open() for _ in range(3)]
+    with pytest.raises(HostFull, match="3 open streams"):
+        await link.open()
+    own = [await link.open(own=True) for _ in range(2)]
+    with pytest.raises(HostFull, match="5 open streams"):
+        await link.open(own=True)
+    await own[0].abort()
     with pytest.raises(HostFull):
         await link.open()
+    await own[1].abort()
     await streams[0].abort()
     await link.open()
 

@@ -227,3 +227,17 @@ async def test_a_terminal_survives_the_link(host: Host, agent: Any) -> None:
     assert info["offset"] == 0
     await again.ok("terminal.close", id=terminal)
     await again.close()
+
+
+async def test_a_signal_for_the_foreground(host: Host) -> None:
+    """What runs in the foreground is signalled, not the shell that waits for it."""
+    terminal = await opened(host, "bash", "--norc")
+    _, call = await attached(host, terminal)
+    child = 'trap "echo child-"heard USR1; echo re""ady; while :; do sleep 0.1; done'
+    await call.write(f"trap 'echo shell-heard' USR1; bash -c '{child}'\n".encode())
+    await call.read_until(b"ready")
+    await host.ok("terminal.kill", id=terminal, signal="SIGUSR1")
+    assert b"shell-heard" not in await call.read_until(b"child-heard")
+    assert (await host.error("terminal.kill", id=terminal, signal="SIGNONE"))[1] == "EINVAL"
+    assert (await host.error("terminal.kill", id="none", signal="SIGINT"))[1] == "EBADF"
+    await host.ok("terminal.close", id=terminal)

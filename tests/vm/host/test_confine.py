@@ -71,3 +71,28 @@ def test_a_process_with_secrets_leaves_no_core() -> None:
         [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["(1, 4096)", "(0, 0)"]
+
+
+BIND = """
+import errno, socket
+from vm.host.confine import set_capabilities
+def bind(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno != errno.EACCES
+        return True
+held = open("/proc/self/status").read().split("CapPrm:")[1].split()[0]
+print(bind(81), int(held, 16), end=" ")
+set_capabilities(0)
+print(bind(81))
+"""
+
+
+@pytest.mark.parametrize(("options", "said"), [([], "False 0 False"), (["--low-ports"], "True 1024 False")])
+def test_low_ports(closed_checkout: Path, options: list[str], said: str) -> None:
+    """One capability of root's is kept where that is asked for, and no other; and it is given up for good."""
+    argv = [sys.executable, "-m", "vm.host.confine", "nobody", *options, "--", sys.executable, "-c", BIND]
+    done = subprocess.run(argv, cwd=closed_checkout, capture_output=True, text=True, check=False)  # noqa: TID251
+    assert (done.stdout.strip(), done.stderr) == (said, "")

@@ -21,9 +21,10 @@ from vm.host.supervise import NotReady, Service, Supervisor
 
 here = Path(sys.argv[1])
 
-def service(name, code, grace=2.0, patience=10.0):
+def service(name, code, grace=2.0, patience=10.0, beside=False):
     ready = here / f"{name}.ready"
-    return Service(name, (sys.executable, "-c", code, str(ready)), ready.exists, patience=patience, grace=grace)
+    argv = (sys.executable, "-c", code, str(ready))
+    return Service(name, argv, ready.exists, patience=patience, grace=grace, beside=beside)
 
 READY = "import sys, pathlib, os; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); "
 services = [eval(text) for text in sys.argv[2:]]
@@ -93,6 +94,30 @@ def test_starts_in_order_and_stops_in_reverse(supervise: Callable[..., Run]) -> 
     assert run.process.wait(timeout=30) == 0
     lines = [line.split(" (")[0] for line in run.output.read_text().splitlines()]
     assert lines == ["one is ready", "two is ready", "stopping: Ctrl-C", "two stopped", "one stopped"]
+
+
+def test_what_needs_nothing_is_started_beside(supervise: Callable[..., Run]) -> None:
+    """The first one waits for the second, which could not be if they were started one after the other."""
+    waits = (
+        "import sys, pathlib, time; here = pathlib.Path(sys.argv[1]).parent\n"
+        "while not (here / 'two.ready').exists(): time.sleep(0.02)\n"
+    )
+    run = supervise(
+        f'service("one", {waits!r} + READY + "time.sleep(600)")',
+        'service("two", READY + "import time; time.sleep(600)", beside=True)',
+    )
+    run.until(lambda: run.said("two is ready"))
+    lines = [line.split(" (")[0] for line in run.output.read_text().splitlines()]
+    assert lines == ["one is ready", "two is ready"]
+
+
+def test_one_beside_that_fails_is_told(supervise: Callable[..., Run]) -> None:
+    """It is not taken for one that has yet to be started."""
+    run = supervise(
+        'service("one", "import time; time.sleep(1);" + READY + "time.sleep(600)")',
+        'service("two", "raise SystemExit(3)", beside=True)',
+    )
+    run.until(lambda: run.said("not ready: two ended while starting"))
 
 
 def test_restarts_a_killed_child_and_says_so(supervise: Callable[..., Run]) -> None:

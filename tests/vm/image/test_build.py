@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vm.image import build, recipe, sources
+from vm.image import build, hashes, recipe, sources
 
 
 def test_the_hash_is_stable() -> None:
     """The same checkout on the same host has the same image."""
-    assert build.current_hash() == build.current_hash()
-    assert re.fullmatch(r"[0-9a-f]{32}", build.current_hash())
+    assert hashes.current_hash() == hashes.current_hash()
+    assert re.fullmatch(r"[0-9a-f]{32}", hashes.current_hash())
 
 
 @pytest.mark.parametrize(
@@ -21,46 +21,46 @@ def test_the_hash_is_stable() -> None:
 )
 def test_a_changed_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
     """Whatever is in the recipe is in the hash."""
-    before = build.current_hash()
+    before = hashes.current_hash()
     monkeypatch.setattr(recipe, name, value)
 
-    assert build.current_hash() != before
+    assert hashes.current_hash() != before
 
 
 def test_a_changed_agent_keeps_the_debian_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A change of the agent makes another image on the same base."""
-    image, base = build.current_hash(), build.base_hash()
+    image, base = hashes.current_hash(), hashes.base_hash()
     changed = tmp_path / "agent.py"
     changed.write_text("changed")
-    monkeypatch.setattr(build, "agent_sources", lambda: [changed])
+    monkeypatch.setattr(hashes, "agent_sources", lambda: [changed])
 
-    assert build.current_hash() != image
-    assert build.base_hash() == base
+    assert hashes.current_hash() != image
+    assert hashes.base_hash() == base
 
 
 def test_the_hosts_certificates_are_in_the_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A host that trusts another authority has another image."""
-    before = build.current_hash()
+    before = hashes.current_hash()
     (tmp_path / "company.crt").write_text("-----BEGIN CERTIFICATE-----")
-    monkeypatch.setattr(build, "HOST_CERTIFICATES", tmp_path)
+    monkeypatch.setattr(hashes, "HOST_CERTIFICATES", tmp_path)
 
-    assert build.current_hash() != before
+    assert hashes.current_hash() != before
 
 
 def test_an_unfinished_image_is_none(tmp_path: Path) -> None:
     """Only a directory with its manifest is an image."""
-    place = tmp_path / build.current_hash()
+    place = tmp_path / hashes.current_hash()
     place.mkdir()
-    assert build.image_path(tmp_path) is None
+    assert hashes.image_path(tmp_path) is None
     (place / "manifest.json").write_text(json.dumps({}))
 
-    assert build.image_path(tmp_path) == place
+    assert hashes.image_path(tmp_path) == place
     assert build.build(tmp_path) == place
 
 
 def test_every_agent_module_goes_in() -> None:
     """The image has the agent's modules, the framing, and nothing else of ours."""
-    names = {path.name for path in build.agent_sources()}
+    names = {path.name for path in hashes.agent_sources()}
 
     assert {"agent.py", "frames.py", "spawner.py", "__init__.py"} <= names
     assert "channel.py" not in names

@@ -18,5 +18,8 @@ async def test_this_host_s_addresses_are_known(monkeypatch: pytest.MonkeyPatch, 
     own = addresses.own_addresses()
     assert all(addresses.is_own(ip_address(address)) for address in [*own, "127.0.0.1"])
     assert not any(address.startswith("127.") for address in own)
+    own6 = addresses.own_addresses6()
+    assert "::1" not in own6
+    assert all(addresses.is_own(ip_address(one)) for one in own6 if anything or not ip_address(one).is_link_local)
     for foreign in ("192.0.2.213", "2001:db8::77"):
         assert not addresses.is_own(ip_address(foreign))

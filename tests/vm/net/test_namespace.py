@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import struct
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from vm.host.run import run
 from vm.net import nftables
 from vm.net.namespace import (
     RUN,
+    in_namespace,
     namespace_create,
     namespace_inspect,
     namespace_names,
@@ -22,6 +27,8 @@ from vm.net.namespace import (
     tap_names,
     tap_remove,
 )
+
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -74,6 +81,43 @@ def test_a_tap_moves_and_goes_with_its_namespace(name: str) -> None:
     # a second machine may use neither name again, but the kernel must have let go of both
     namespace_create(name, nftables.gated())
     assert namespace_inspect(name)["links"] == ["lo"]
+
+
+def _flow(port: int) -> bytes:
+    """A lookup of a guest's from that port, as a frame to everybody."""
+    datagram = struct.pack("!HHHH", port, 53, 8, 0)
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1]))
+    total = sum(struct.unpack("!10H", head))
+    check = ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
+    ethernet = b"\xff" * 6 + bytes([2, 0, 0, 0, 0, 9, 8, 0])
+    return ethernet + head[:10] + struct.pack("!H", check) + head[12:] + datagram
+
+
+def test_a_flood_of_flows_takes_no_more_than_its_share(name: str) -> None:
+    """The kernel keeps so many of a machine and not one more, and forgets those that are over."""
+    namespace_create(name, nftables.gated())
+    _ip("tuntap", "add", "dev", name, "mode", "tap")
+    with open("/dev/net/tun", "r+b", buffering=0) as tap:
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI))
+        tap_move(name, name)
+        counted: list[int] = []
+
+        def count() -> None:
+            counted.append(int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text()))
+
+        for flows in (100, nftables.MAX_TRACKED + 2000):
+            for port in range(1024, 1024 + flows):
+                tap.write(_flow(port))
+            in_namespace(name, count)
+        assert counted[0] == 100
+        assert nftables.MAX_TRACKED - 100 <= counted[1] <= nftables.MAX_TRACKED
+        # The kernel looks for what is over about once a minute, at times of its own
+        deadline = time.monotonic() + 150
+        while counted[-1] > 100 and time.monotonic() < deadline:
+            time.sleep(0.5)
+            tap.write(_flow(1024))
+            in_namespace(name, count)
+        assert counted[-1] <= 100
 
 
 def test_a_missing_tap_is_an_error(name: str) -> None:

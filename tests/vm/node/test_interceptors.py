@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,6 +43,28 @@ async def test_several_share_the_work(scene: Scene) -> None:
         for _ in range(4):
             assert (await scene.ask(server.port, f"X-Key: {token.placeholder}")).status == 200
         assert {got["x-key"] for got in server.got} == {VALUE.encode()}
+
+
+async def test_nobody_of_its_user_reads_its_memory(scene: Scene) -> None:
+    """Nor is a core file of it written, while another program of that user is open to it."""
+    await scene.tell(secret())
+    pid, user = scene.interceptors._processes[0].process.pid, scene.config.interceptor_user
+    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"]
+    assert f"{pwd.getpwnam(user).pw_uid}\t" in Path(f"/proc/{pid}/status").read_text()
+    assert re.search(r"Max core file size\s+0\s+0\s", Path(f"/proc/{pid}/limits").read_text())
+    other = await asyncio.create_subprocess_exec(*as_user, "sleep", "60")
+    try:
+        for name in ("environ", "maps", "mem"):
+            looked = await asyncio.create_subprocess_exec(
+                *as_user, "head", "-c", "0", f"/proc/{pid}/{name}", stderr=asyncio.subprocess.PIPE
+            )
+            _out, said = await looked.communicate()
+            assert b"Permission denied" in said, (name, said)
+            looked = await asyncio.create_subprocess_exec(*as_user, "head", "-c", "0", f"/proc/{other.pid}/{name}")
+            assert await looked.wait() == 0, name
+    finally:
+        other.kill()
+        await other.wait()
 
 
 async def test_one_that_does_not_obey_is_ended(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
+from vm.egress.explain import answer
+from vm.egress.policy import Decision
 from vm.host.preflight import Finding, Level
-from vm.node.isolation import CONTROL, DENIED, WAYS, Attempts, Bait, baits, judged
+from vm.node.isolation import CONTROL, WAYS, Attempts, Bait, baits, judged
 
+HOST = IPv4Address("169.254.169.254")
+NO = Decision(False, "some rule", "no")
+REFUSED = answer(HOST, 80, NO).decode()
 REACHED = {"got": "reached\n"}
 HEARD = {"mark": 0, "control": 1}
 
 
 def nothing_got_out() -> dict[str, Attempts]:
-    tried: dict[str, Attempts] = {way: {"one": {"error": "no answer"}, "two": {"got": DENIED}} for way in WAYS}
+    tried: dict[str, Attempts] = {way: {"one": {"error": "name unknown"}, "two": {"got": REFUSED}} for way in WAYS}
     return {**tried, "control": {"tcp": REACHED}}
 
 
@@ -39,6 +46,15 @@ def test_whatever_gets_out_is_seen(way: str) -> None:
     assert (failure.name, failure.seen.endswith(": that one")) == (way, True)
     (failure,) = failures({**nothing_got_out(), way: {}})
     assert "nothing was tried" in failure.seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gate_that_dials_has_not_said_no(way: str) -> None:
+    """It says so where nobody answers it, or says nothing for long: silence is a refusal by other ways only."""
+    dialled = {"got": answer(HOST, 80, NO, failed=True).decode()}
+    assert [one.name for one in failures({**nothing_got_out(), way: {"that one": dialled}})] == [way]
+    silent = failures({**nothing_got_out(), way: {"that one": {"error": "no answer"}}})
+    assert [one.name for one in silent] == [way] * (way in ("metadata", "private", "host"))
 
 
 def test_what_is_heard_outside_is_seen() -> None:
@@ -71,6 +87,11 @@ async def test_the_baits_hear() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", bait.tcp)
         assert await reader.read() == b"reached\n"
         writer.close()
+        if Path("/proc/net/if_inet6").exists():
+            reader, writer = await asyncio.open_connection("::1", bait.tcp)
+            assert await reader.read() == b"reached\n"
+            writer.close()
+            assert bait.heard.pop() == "TCP from ::1"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"x", ("127.0.0.1", bait.udp))
         async with asyncio.timeout(5):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vm.host.run import run
-from vm.image.build import base_hash, current_hash
+from vm.image.hashes import base_hash, current_hash
 from vm.storage import usage
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.messages import GrpcMessages
@@ -13,40 +14,69 @@ MAX_WHOLE = 16 * 2**20
 """Bytes that a body which is looked through as a whole may become."""
 
 
+_SLICE = 2**14
+_SLACK, _TIMES = 2**20, 16
+"""Bytes that values may make of a body, beyond so many times what it was: a placeholder may stand there often."""
+
+
 class RequestBody:
     """A request's body; `found` is told which placeholders are in it. An empty piece ends it."""
 
-    def __init__(self, replacements: Replacements, found: Callable[[set[str]], None]) -> None:
-        self.replacements = replacements
+    def __init__(self, replacements: Callable[[], Replacements], found: Callable[[set[str]], None]) -> None:
         self.decoding = Decoding("")
-        self._found = found
-        self._watch = Watch()
+        self._watch = Watch(found)
         self._stream = Stream(replacements)
+        self._got = self._made = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What goes on. Undecodable."""
         if not data:
             self.decoding.end()
-            self._look(b"", last=True)
+            self._watch.feed(b"", last=True)
             if rest := self._stream.end():
                 yield rest
             return
         for piece in self.decoding.feed(data):
-            self._look(piece)
-            if out := self._stream.feed(piece):
-                yield out
+            for place in range(0, len(piece), _SLICE):
+                if out := self._filled(piece[place : place + _SLICE]):
+                    yield out
 
-    def _look(self, data: bytes, *, last: bool = False) -> None:
-        before = len(self._watch.found)
-        self._watch.feed(data, last=last)
-        if len(self._watch.found) > before:
-            self._found(set(self._watch.found))
+    def _filled(self, piece: bytes) -> bytes:
+        self._watch.feed(piece)
+        out = self._stream.feed(piece)
+        self._got += len(piece)
+        self._made += len(out)
+        if self._made > _SLACK + _TIMES * self._got:
+            raise Undecodable("it becomes much longer with values in it")
+        return out
+
+
+class PassedBody:
+    """A request's body that goes on as it is; `found` is told of placeholders in it, as far as its coding is undone."""
+
+    def __init__(self, content_encoding: str, found: Callable[[set[str]], None]) -> None:
+        self._watch = Watch(found)
+        self._decoding: Decoding | None = None
+        with suppress(Undecodable):
+            self._decoding = Decoding(content_encoding)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The same bytes."""
+        try:
+            for piece in self._decoding.feed(data) if self._decoding is not None and data else ():
+                self._watch.feed(piece)
+        except Undecodable:
+            self._decoding = None
+        if not data:
+            self._watch.feed(b"", last=True)
+        else:
+            yield data
 
 
 class AnswerBody:
     """An answer's body; `grpc` says that its messages count their own bytes. An empty piece ends it."""
 
-    def __init__(self, replacements: Replacements, decoding: Decoding, *, grpc: bool) -> None:
+    def __init__(self, replacements: Callable[[], Replacements], decoding: Decoding, *, grpc: bool) -> None:
         self._decoding = decoding
         self._messages = GrpcMessages() if grpc else None
         self._stream = Stream(replacements)

@@ -6,12 +6,16 @@ mitmproxy parses, encrypts and carries; whom it dials, which requests pass, and 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mitmproxy import options as mitmproxy_options
+from mitmproxy.connection import ConnectionState
+from mitmproxy.flow import Flow
 from mitmproxy.proxy import commands, mode_specs
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer
@@ -21,8 +25,9 @@ from vm.egress.handover import HandOver
 from vm.egress.interceptor.certificates import Minting, Verifying
 from vm.egress.interceptor.exchange import Exchanges
 from vm.egress.interceptor.frames import BadFrame
+from vm.egress.interceptor.hooks import Hooks
 from vm.egress.interceptor.known import Machine
-from vm.egress.interceptor.layers import HttpLayer, waiting
+from vm.egress.interceptor.layers import HttpLayer, forget_closed, waiting
 from vm.egress.journal import Passage
 
 log = logging.getLogger("atoll.interceptor")
@@ -31,6 +36,8 @@ _DIALLING = 10.0  # seconds
 _IDLE = 3600
 _HIGH = 2**20  # bytes that may wait for one side before the other is not read any more
 _HIGHEST = 16 * 2**20  # where both wait for each other
+_OF_THE_CONNECTION = ("ntlm", "negotiate")
+"""Ways to log in that hold for a connection rather than for a request."""
 _MODE = mode_specs.ProxyMode.parse("regular")
 
 
@@ -54,7 +61,11 @@ def make_options() -> mitmproxy_options.Options:
 
 
 class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is not installed where this is checked
-    """Runs one connection by `handle_client`; `tell` is told of requests and alerts."""
+    """Runs one connection by `handle_client`; `tell` is told of requests and alerts.
+
+    One that was between requests for `resting` seconds keeps only the guest's end: the other's TLS is most of what it
+    holds. The next request dials the same address again and demands the same proof, before anything of it is sent.
+    """
 
     layer: Any
 
@@ -68,13 +79,16 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         machine: Machine,
         minting: Minting,
         verifying: Verifying,
+        hooks: Hooks,
         tell: Callable[[Passage], None],
+        resting: float,
     ) -> None:
         super().__init__(reader, writer, options, _MODE)
+        self._resting = resting
         self._handed = handed
         self._minting = minting
         self._verifying = verifying
-        self._exchanges = Exchanges(handed, machine, tell)
+        self._exchanges = Exchanges(handed, machine, hooks, tell)
         context = self.layer.context
         context.server.address = (str(handed.address or "0.0.0.0"), handed.port)  # noqa: S104 (never dialled)
         context.server.sni = handed.host
@@ -82,17 +96,26 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self.layer.child_layer = ClientTLSLayer(context)
         self._http = self.layer.child_layer.child_layer = HttpLayer(context, HTTPMode.transparent)
         self._stuck: set[bool] = set()
-        self._hooks: dict[str, Callable[..., None]] = {
+        self._handlers: dict[str, Callable[..., Awaitable[object] | None]] = {
             "tls_start_client": self._tls_start_client,
             "tls_start_server": self._tls_start_server,
             "server_connect": self._server_connect,
-            "requestheaders": self._exchanges.request_headers,
+            "server_connected": self._server_connected,
+            "server_disconnected": self._server_disconnected,
+            "requestheaders": self._request_headers,
             "request": self._exchanges.request,
-            "responseheaders": self._exchanges.response_headers,
+            "responseheaders": self._response_headers,
             "response": self._exchanges.response,
             "error": self._exchanges.error,
             "tcp_message": self._tcp_message,
         }
+
+    async def handle_client(self) -> None:
+        """Run it until it ends."""
+        try:
+            await super().handle_client()
+        finally:
+            self._exchanges.held.close()
 
     def abort(self) -> None:
         """End it at once."""
@@ -106,12 +129,17 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
         """mitmproxy asks what to do."""
-        handler = self._hooks.get(hook.name)
+        handler = self._handlers.get(hook.name)
         if handler is not None:
             try:
-                handler(*hook.args())
+                waiting_for = handler(*hook.args())
+                if inspect.isawaitable(waiting_for):
+                    await waiting_for
             except Exception:
                 # What was not looked through must not pass
+                for flow in hook.args():
+                    if isinstance(flow, Flow) and flow.killable:
+                        flow.kill()
                 self.log("", logging.ERROR, exc_info=True)
 
     def _tls_start_client(self, start: Any) -> None:
@@ -131,6 +159,40 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         transport = self.transports.get(server)
         if transport is not None and transport.writer is None and transport.handler is not None:
             transport.handler.cancel("no answer in time")
+
+    def _request_headers(self, flow: Any) -> Awaitable[object] | None:
+        forget_closed(self._http)
+        return self._exchanges.request_headers(flow)
+
+    def _response_headers(self, flow: Any) -> Awaitable[object] | None:
+        asked = flow.response.headers.get_all("www-authenticate")
+        if any(one.lower().startswith(_OF_THE_CONNECTION) for one in asked):
+            self._resting = _IDLE
+        return self._exchanges.response_headers(flow)
+
+    # -- resting
+
+    def _server_connected(self, data: Any) -> None:
+        asyncio.get_running_loop().call_later(self._resting, self._rest, data.server)
+
+    def _rest(self, server: Any) -> None:
+        """Let go of an upstream that nobody needs now.
+
+        Events are handled without a pause, so none is half handled here; and no request takes one that is not open.
+        """
+        transport = self.transports.get(server)
+        if transport is None or transport.handler is None or server.state is not ConnectionState.OPEN:
+            return
+        quiet = time.time() - self.timeout_watchdog.last_activity
+        if self._http.streams or quiet < self._resting:
+            wait = self._resting if self._http.streams else self._resting - quiet
+            asyncio.get_running_loop().call_later(wait, self._rest, server)
+        else:
+            server.state = ConnectionState.CLOSED
+            transport.handler.cancel("nobody needs it now")
+
+    def _server_disconnected(self, data: Any) -> None:
+        forget_closed(self._http)
 
     def _tcp_message(self, flow: Any) -> None:
         message = flow.messages[-1]

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mitmproxy import http
 
 from vm.api import Secret
-from vm.egress.explain import HEADERS, explanation
+from vm.egress.explain import answer_headers, explanation
 from vm.egress.handover import HandOver
-from vm.egress.interceptor import substitute
-from vm.egress.interceptor.bodies import AnswerBody, RequestBody, whole
+from vm.egress.hooks import MAX_BODY, Request
+from vm.egress.interceptor import hooked, substitute
+from vm.egress.interceptor.bodies import AnswerBody, PassedBody, RequestBody, whole
+from vm.egress.interceptor.budget import Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.frames import BadFrame, Frames
-from vm.egress.interceptor.known import Machine
-from vm.egress.interceptor.layers import UNREACHED
-from vm.egress.interceptor.requests import Asked, is_websocket, objection, shown_path
+from vm.egress.interceptor.hooks import Chain, HookDenied, Hooks
+from vm.egress.interceptor.known import Machine, Scrubber
+from vm.egress.interceptor.layers import UNREACHED, Refused, has_no_body
+from vm.egress.interceptor.replace import NOTHING, Replacements
+from vm.egress.interceptor.requests import Asked, is_plainly_framed, is_websocket, objection, shown_path
 from vm.egress.journal import Kind, Passage, Verdict, stray_placeholder
 from vm.egress.policy import Decision
 
 _SMALL = 65_536  # bytes of an answer that is looked through as a whole, so that it keeps a length
 _COLLECTED = 2**20  # of a request's body with values in it, for the same reason
+_NONE = -1
 _ALERTS = 100  # for one connection: a program that sends a foreign placeholder does so again and again
 _OURS = "atoll"
 _GRPC = "application/grpc"
 
 
-@dataclass(slots=True)
+def _scrubbed(fields: Sequence[tuple[bytes, bytes]], scrubber: Scrubber) -> tuple[tuple[bytes, bytes], ...]:
+    """Without values of secrets; a field that has one in its name is left out."""
+    scrub = scrubber.text.whole
+    return tuple((name, scrub(value)) for name, value in fields if scrub(name) == name)
+
+
+@dataclass(slots=True, eq=False)
 class _Exchange:
     """One request, from its head to the end of its answer."""
 
     method: str
     path: str
-    fields: list[tuple[bytes, bytes]]
     began: float = field(default_factory=time.time)
     began_at: float = field(default_factory=time.monotonic)
     secrets: tuple[Secret, ...] = ()
@@ -46,79 +56,126 @@ class _Exchange:
     grpc: bool = False
     websocket: bool = False
     noted: bool = False
+    hooks: Chain | None = None
+    seen: Request | None = None  # as its hooks left it
+
+
+def _asked(request: http.Request) -> Asked:
+    return Asked(
+        http2=request.is_http2,
+        method=request.data.method,
+        target=request.data.path,
+        authority=request.data.authority,
+        fields=request.headers.fields,
+    )
 
 
 class Exchanges:
     """Those of one connection. Its methods are mitmproxy's hooks; `tell` is told of requests and alerts."""
 
-    def __init__(self, handed: HandOver, machine: Machine, tell: Callable[[Passage], None]) -> None:
+    def __init__(self, handed: HandOver, machine: Machine, hooks: Hooks, tell: Callable[[Passage], None]) -> None:
         self._handed = handed
         self._machine = machine
+        self._hooks = hooks
         self._tell = tell
         self._alerted: set[str] = set()
         self._frames: dict[bool, Frames] = {}
+        self.held = Held(machine.room)
 
     # -- requests
 
-    def request_headers(self, flow: http.HTTPFlow) -> None:
+    def request_headers(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
         """Decide about a request, and put values into its head."""
-        request, handed = flow.request, self._handed
-        asked = Asked(
-            http2=request.is_http2,
-            method=request.data.method,
-            target=request.data.path,
-            authority=request.data.authority,
-            fields=request.headers.fields,
-        )
+        handed, asked = self._handed, _asked(flow.request)
         exchange = _Exchange(
-            method=request.data.method[:32].decode("latin-1"),
+            method=asked.method[:32].decode("latin-1"),
             path=shown_path(asked.target),
-            fields=list(asked.fields),
         )
         flow.metadata[_OURS] = exchange
         if flow.error is not None:
-            return  # mitmproxy refuses it by itself, and says so in `error`
-        decision = handed.denied or objection(asked, host=handed.host, port=handed.port, sni=flow.client_conn.sni)
+            return None  # mitmproxy refuses it by itself, and says so in `error`
         exchange.failed = handed.failed
+        if not self._may_pass(flow, exchange, asked):
+            return None
+        exchange.hooks = self._hooks.of(handed.host, handed.port)
+        if exchange.hooks is None:
+            self._prepare(flow, exchange, asked)
+            return None
+        # A body that can be had as a whole is waited for, and hooks get it in `request`
+        if hooked.is_short(flow.request) and self.held.take(exchange, hooked.length_of(flow.request)):
+            return None
+        return self._through_hooks(flow, exchange, exchange.hooks, None)
+
+    def _may_pass(self, flow: http.HTTPFlow, exchange: _Exchange, asked: Asked) -> bool:
+        handed = self._handed
+        decision = handed.denied or objection(asked, host=handed.host, port=handed.port, sni=flow.client_conn.sni)
         decision = decision or self._machine.policy.judge(handed.host, handed.port, handed.address)
         exchange.decision = decision
         if not decision.allowed:
             self._deny(flow, exchange, decision)
-            return
+        return decision.allowed
+
+    def _prepare(self, flow: http.HTTPFlow, exchange: _Exchange, asked: Asked) -> None:
+        handed = self._handed
         exchange.secrets = self._machine.bound(handed.host, handed.port)
         try:
             self._fill(flow, exchange, asked)
         except substitute.Unfit as error:
             self._deny(flow, exchange, Decision(False, "secrets", f"{handed.host}:{handed.port} is denied: {error}."))
 
+    async def _through_hooks(
+        self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, body: bytes | None
+    ) -> bytes | None:
+        """The body that goes on; what a hook made of a request is decided about as if the guest had sent it."""
+        request = flow.request
+        before = hooked.request_of(request, self._handed.host, self._handed.port, body)
+        try:
+            exchange.seen = after = await hooks.request(self._machine.hooking, before)
+        except HookDenied as denied:
+            self._deny(flow, exchange, self._by_hook(denied))
+            return None
+        hooked.change_request(request, after)
+        asked = _asked(request)
+        exchange.method, exchange.path = after.method[:32], shown_path(asked.target)
+        if self._may_pass(flow, exchange, asked):
+            self._prepare(flow, exchange, asked)
+        return after.body
+
+    def _by_hook(self, denied: HookDenied) -> Decision:
+        return Decision(False, "hook", f"{self._handed.host}:{self._handed.port} is denied: {denied}.")
+
     def _deny(self, flow: http.HTTPFlow, exchange: _Exchange, decision: Decision) -> None:
         exchange.decision = decision
         status, text = explanation(self._handed.host, self._handed.port, decision, failed=exchange.failed)
         if decision.rule == "host mismatch" and flow.request.is_http2:
             status = 421  # a client that may use one connection for several hosts then makes another
-        fields = dict(HEADERS)
+        fields = answer_headers(failed=exchange.failed)
         if flow.request.is_http2:
             del fields["Connection"]
         flow.response = http.Response.make(status, "" if flow.request.method == "HEAD" else text, fields)
 
     def _fill(self, flow: http.HTTPFlow, exchange: _Exchange, asked: Asked) -> None:
         request, secrets = flow.request, exchange.secrets
-        self._look_for_strangers(substitute.placeholders(asked.fields, asked.target), secrets)
+        self._look_for_strangers(substitute.placeholders(asked.fields, asked.target))
         headers = http.Headers(substitute.in_headers(asked.fields, secrets))
         request.headers = headers
         request.data.path = substitute.in_target(asked.target, secrets)
+        if not self.held.take(
+            exchange, len(request.data.path) + sum(len(name) + len(value) for name, value in headers.fields)
+        ):
+            raise substitute.Unfit("too much of this sandbox's requests is under way")
         content_type = headers.get("content-type", "")
-        exchange.grpc = content_type.startswith(_GRPC)
+        exchange.grpc = content_type.lower().startswith(_GRPC)
         exchange.websocket = is_websocket(asked)
         self._ask_for_what_can_be_read(headers, exchange, http2=asked.http2)
-        body = RequestBody(
-            substitute.in_body(content_type, secrets), lambda found: self._look_for_strangers(found, secrets)
-        )
-        if not body.replacements:
-            request.stream = self._passed(exchange, body)
+        filling = self._filling(content_type)
+        found = self._found_in_body(flow, exchange)
+        if exchange.grpc or not filling():
+            request.stream = self._passed(exchange, PassedBody(headers.get("content-encoding", ""), found))
             return
+        body = RequestBody(filling, found)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) <= _COLLECTED:
+        if length.isdecimal() and int(length) <= _COLLECTED and self.held.take(exchange, int(length)):
             return
         try:
             body.decoding = Decoding(headers.get("content-encoding", ""))
@@ -140,26 +197,90 @@ class Exchanges:
         if exchange.websocket:
             headers.pop("sec-websocket-extensions", None)
 
-    def _passed(self, exchange: _Exchange, body: RequestBody) -> Callable[[bytes], Iterator[bytes] | bytes]:
+    def _filling(self, content_type: str) -> Callable[[], Replacements]:
+        """What to replace in a body of that type by the secrets of the time: a stream may outlive a value."""
+        known: tuple[Secret, ...] | None = None
+        made = NOTHING
+
+        def now() -> Replacements:
+            nonlocal known, made
+            if known is not self._machine.secrets:
+                known = self._machine.secrets
+                made = substitute.in_body(content_type, self._machine.bound(self._handed.host, self._handed.port))
+            return made
+
+        return now
+
+    def _found_in_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> Callable[[set[str]], None]:
+        """What becomes of placeholders in a body. Refused where none of its values can stand there."""
+
+        def look(found: set[str]) -> None:
+            self._look_for_strangers(found)
+            for secret in exchange.secrets if exchange.grpc else ():
+                if "body" in secret.places and secret.placeholder in found:
+                    said = f"{secret.name} cannot be put into a gRPC message, which counts its own bytes"
+                    where = f"{self._handed.host}:{self._handed.port}"
+                    self._deny(flow, exchange, Decision(False, "secrets", f"{where} is denied: {said}."))
+                    exchange.status = 403
+                    self._note(exchange)
+                    raise Refused
+
+        return look
+
+    def _passed(
+        self, exchange: _Exchange, body: RequestBody | PassedBody
+    ) -> Callable[[bytes], Iterator[bytes] | bytes]:
         def stream(data: bytes) -> Iterator[bytes] | bytes:
             exchange.sent += len(data)
             return body.feed(data)
 
         return stream
 
-    def request(self, flow: http.HTTPFlow) -> None:
-        """A request is here as a whole; its body was collected if values must go into it."""
+    def request(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
+        """A request is here as a whole; its body was collected if values must go into it, or for hooks."""
         exchange: _Exchange = flow.metadata[_OURS]
+        if exchange.decision is None or not exchange.decision.allowed:
+            return None
+        if flow.request.trailers is not None:
+            self._look_for_strangers(substitute.placeholders(flow.request.trailers.fields, b""))
+        if exchange.hooks is not None and exchange.seen is None:
+            return self._collected(flow, exchange, exchange.hooks)
+        self._fill_body(flow, exchange)
+        return None
+
+    async def _collected(self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain) -> None:
+        request = flow.request
+        body = RequestBody(lambda: NOTHING, lambda found: None)
+        try:
+            body.decoding = Decoding(request.headers.get("content-encoding", ""))
+            content = whole(body, request.data.content or b"")
+        except Undecodable as error:
+            self._deny(flow, exchange, self._by_hook(HookDenied(f"no hook can read the body: {error}")))
+            return
+        request.headers.pop("content-encoding", None)
+        changed = await self._through_hooks(flow, exchange, hooks, content)
+        if exchange.decision is None or not exchange.decision.allowed:
+            return
+        request.data.content = changed or b""
+        if changed or "content-length" in request.headers:
+            request.headers["content-length"] = str(len(request.data.content))
+        self._fill_body(flow, exchange)
+
+    def _fill_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> None:
         request = flow.request
         content = request.data.content
-        if exchange.decision is None or not exchange.decision.allowed or not content:
+        if not content:
             return
         exchange.sent += len(content)
-        replacements = substitute.in_body(request.headers.get("content-type", ""), exchange.secrets)
-        body = RequestBody(replacements, lambda found: self._look_for_strangers(found, exchange.secrets))
+        filling = self._filling(request.headers.get("content-type", "")) if not exchange.grpc else lambda: NOTHING
+        body = RequestBody(filling, self._found_in_body(flow, exchange))
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
             filled = whole(body, content)
+            if not self.held.take(exchange, max(0, len(filled) - len(content))):
+                raise Undecodable("too much of this sandbox's requests is under way")
+        except Refused:
+            return
         except Undecodable as error:
             said = f"{self._handed.host}:{self._handed.port} is denied: the body cannot be looked through: {error}."
             self._deny(flow, exchange, Decision(False, "secrets", said))
@@ -168,9 +289,9 @@ class Exchanges:
         request.data.content = filled
         request.headers["content-length"] = str(len(filled))
 
-    def _look_for_strangers(self, found: set[str], secrets: tuple[Secret, ...]) -> None:
+    def _look_for_strangers(self, found: set[str]) -> None:
         """Tell of placeholders that are sent to a host which is none of theirs. They travel as they are."""
-        bound = {secret.placeholder for secret in secrets}
+        bound = {secret.placeholder for secret in self._machine.bound(self._handed.host, self._handed.port)}
         for placeholder in found - bound - self._alerted:
             if len(self._alerted) >= _ALERTS:
                 return
@@ -180,32 +301,76 @@ class Exchanges:
 
     # -- answers
 
-    def response_headers(self, flow: http.HTTPFlow) -> None:
+    def _text(self) -> Replacements:
+        return self._machine.scrubber.text
+
+    def _same_length(self) -> Replacements:
+        return self._machine.scrubber.same_length
+
+    def response_headers(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
         """Take values out of an answer's head, and see that its body is looked through."""
         exchange: _Exchange = flow.metadata[_OURS]
         response = flow.response
         if response is None or exchange.decision is None or not exchange.decision.allowed:
-            return
+            return None
         exchange.status = response.status_code
         scrubber = self._machine.scrubber
         headers = response.headers
-        headers.fields = tuple(
-            (name, scrubber.text.whole(value)) for name, value in headers.fields if scrubber.text.whole(name) == name
-        )
+        if not is_plainly_framed(value for name, value in headers.fields if name.lower() == b"transfer-encoding"):
+            raise Undecodable("its transfer coding cannot be undone")
+        headers.fields = _scrubbed(headers.fields, scrubber)
         response.data.reason = scrubber.text.whole(response.data.reason)
         for name in ("accept-ranges", "alt-svc"):
             headers.pop(name, None)
+        if exchange.hooks is not None and exchange.seen is not None:
+            short = response.status_code != 101 and hooked.is_short(response)
+            if not short or not self.held.take(exchange, hooked.length_of(response)):
+                return self._answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen)
+            self._look_through(flow, exchange, MAX_BODY)
+            return None
+        length = hooked.length_of(response)
+        room = length <= _SMALL and self.held.take(exchange, length)
+        self._look_through(flow, exchange, _SMALL if room else _NONE)
+        return None
+
+    async def _answer_through_hooks(
+        self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, request: Request
+    ) -> None:
+        """The head of an answer whose body streams. A denial can only break it off: what streams has no other end."""
+        response = flow.response
+        if response is None:
+            return
+        before = hooked.response_of(response, None)
+        try:
+            after = await hooks.response(self._machine.hooking, request, before)
+            if (after.status == 101) is not (before.status == 101):
+                raise HookDenied("a hook makes another protocol of it")
+        except HookDenied as denied:
+            exchange.decision = self._by_hook(denied)
+            flow.kill()
+            self._note(exchange)
+            return
+        hooked.change_response(response, after, http2=flow.request.is_http2)
+        exchange.status = after.status
+        self._look_through(flow, exchange, _NONE)
+
+    def _look_through(self, flow: http.HTTPFlow, exchange: _Exchange, short: int) -> None:
+        """See that the body is; what has at most so many bytes as a whole."""
+        response = flow.response
+        if response is None:
+            return
         if response.status_code == 101:
             self._upgrade(flow, exchange)
             return
-        if flow.request.method == "HEAD" or response.status_code in (204, 304):
+        if has_no_body(flow):
             return
+        headers = response.headers
         grpc = headers.get("content-type", "").startswith(_GRPC)
         decoding = Decoding(headers.get("content-encoding", ""))
-        body = AnswerBody(scrubber.same_length if grpc else scrubber.text, decoding, grpc=grpc)
+        body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")
         headers.pop("content-encoding", None)
-        if length.isdecimal() and int(length) <= _SMALL:
+        if length.isdecimal() and int(length) <= short:
             flow.metadata["atoll.body"] = body
             return
         if headers.pop("content-length", None) is not None and flow.request.http_version == "HTTP/1.1":
@@ -218,23 +383,54 @@ class Exchanges:
 
         response.stream = stream
 
-    def response(self, flow: http.HTTPFlow) -> None:
+    def response(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
         """An answer is here as a whole, or its end is."""
         exchange: _Exchange = flow.metadata[_OURS]
         response = flow.response
         if response is None:
-            return
+            return None
+        late: Awaitable[object] | None = None
         if exchange.decision is not None and exchange.decision.allowed:
             if response.trailers is not None:
-                scrub = self._machine.scrubber.text.whole
-                response.trailers = http.Headers([(name, scrub(value)) for name, value in response.trailers.fields])
+                response.trailers = http.Headers(_scrubbed(response.trailers.fields, self._machine.scrubber))
             body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
             if body is not None and response.data.content:
                 response.data.content = whole(body, response.data.content)
                 response.headers["content-length"] = str(len(response.data.content))
-                exchange.received += len(response.data.content)
+            if exchange.hooks is not None and exchange.seen is not None and not response.stream:
+                late = self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen)
+            elif body is not None:
+                exchange.received += len(response.data.content or b"")
         else:
             exchange.status = response.status_code
+        if late is None:
+            self._note(exchange)
+        return late
+
+    async def _whole_answer_through_hooks(
+        self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, request: Request
+    ) -> None:
+        response = flow.response
+        if response is None:
+            return
+        before = hooked.response_of(response, response.data.content or b"")
+        try:
+            after = await hooks.response(self._machine.hooking, request, before)
+            if after.status == 101 and before.status != 101:
+                raise HookDenied("a hook makes another protocol of it")
+        except HookDenied as denied:
+            self._deny(flow, exchange, self._by_hook(denied))
+            exchange.status = flow.response.status_code if flow.response is not None else 0
+            self._note(exchange)
+            return
+        hooked.change_response(response, after, http2=flow.request.is_http2)
+        exchange.status = after.status
+        if has_no_body(flow):
+            response.data.content = b""
+        else:
+            response.data.content = after.body or b""
+            response.headers["content-length"] = str(len(response.data.content))
+            exchange.received += len(response.data.content)
         self._note(exchange)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -253,6 +449,7 @@ class Exchanges:
         self._note(exchange)
 
     def _note(self, exchange: _Exchange) -> None:
+        self.held.give(exchange)
         decision = exchange.decision
         if exchange.noted or decision is None:
             return
@@ -282,11 +479,14 @@ class Exchanges:
         headers = flow.response.headers if flow.response is not None else http.Headers()
         if not exchange.websocket or "sec-websocket-extensions" in headers:
             raise ValueError("the server agrees to what nobody asked for")
-        scrubber = self._machine.scrubber
-        filling = substitute.in_body("", exchange.secrets)
         self._frames = {
-            True: Frames(masked=True, messages=filling, control=type(filling)({})),
-            False: Frames(masked=False, messages=scrubber.text, control=scrubber.same_length),
+            True: Frames(
+                masked=True,
+                messages=self._filling(""),
+                control=lambda: NOTHING,
+                found=self._found_in_body(flow, exchange),
+            ),
+            False: Frames(masked=False, messages=self._text, control=self._same_length),
         }
 
     def frames(self, data: bytes, *, from_client: bool) -> bytes:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
+_LEFT = ("!'()*", "!'()*;,/?:@&=+$#")
+"""What JavaScript's encodeURIComponent and encodeURI leave as it is, beside what all do."""
+_BESIDE = ("", "&<>\u2028\u2029", "&<>'\u2028\u2029", "&<>'=\u2028\u2029")
+"""What is escaped in JSON beside what must be: nothing; by Go, Rails and Django; by Jinja and PHP; by Gson."""
+_NET = re.compile(r"[^ -~]|[\"&'+<>`\\]")
+_SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", "\\": "\\\\"}
 SHORTEST = 4
 """Bytes below which neither a value nor a spelling of it is looked for: it would be found everywhere."""
 
@@ -35,15 +42,36 @@ def _base64(raw: bytes) -> Iterator[bytes]:
 
 
 def _escaped(value: str) -> Iterator[bytes]:
-    for text in (quote(value, safe=""), quote(value), quote_plus(value)):
+    for text in _percented(value):
         yield text.encode()
         yield _lower_percent(text).encode()
     for text in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        yield text.encode()
-        yield text.replace("/", "\\/").encode()
+        for beside in _BESIDE:
+            for digits in "xX":
+                more = text.translate({ord(one): f"\\u{ord(one):04{digits}}" for one in beside})
+                yield more.encode()
+                yield more.replace("/", "\\/").encode()
+    yield _NET.sub(_in_capitals, value).encode()
     for text in (html.escape(value, quote=False), html.escape(value)):
         yield text.encode()
         yield text.replace("&#x27;", "&#39;").replace("&quot;", "&#34;").encode()
+
+
+def _percented(value: str) -> Iterator[str]:
+    """As each family of libraries leaves some characters; Python's never encodes a tilde, and most forms do."""
+    for text in (quote(value, safe=""), quote(value), quote_plus(value), quote_plus(value, safe="*")):
+        yield text
+        yield text.replace("~", "%7E")
+    for left in _LEFT:
+        yield quote(value, safe=left)
+
+
+def _in_capitals(found: re.Match[str]) -> str:
+    """A character in JSON as .NET writes it."""
+    if found[0] in _SHORT:
+        return _SHORT[found[0]]
+    units = found[0].encode("utf-16-be")
+    return "".join(f"\\u{units[place : place + 2].hex().upper()}" for place in range(0, len(units), 2))
 
 
 def _lower_percent(text: str) -> str:

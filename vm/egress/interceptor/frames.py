@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from vm.egress.interceptor.replace import Replacements, Stream
+from vm.egress.interceptor.substitute import Watch
 
 _CONTINUATION, _CONTROL = 0x0, 0x8
 _MAX_CONTROL = 125
@@ -22,14 +23,20 @@ class Frames:
         self,
         *,
         masked: bool,
-        messages: Replacements,
-        control: Replacements,
+        messages: Callable[[], Replacements],
+        control: Callable[[], Replacements],
+        found: Callable[[set[str]], None] = lambda found: None,
         mask: Callable[[], bytes] = lambda: os.urandom(4),
     ) -> None:
-        """`control` replaces in control frames, which may not become longer: it must keep lengths."""
+        """What is replaced at the time; `control` in control frames, which may not become longer: it keeps lengths.
+
+        `found` is told which placeholders are in either.
+        """
         self._masked = masked
         self._messages = messages
         self._control = control
+        self._found = found
+        self._watch = Watch(found)
         self._mask = mask
         self._buffer = bytearray()
         self._stream: Stream | None = None
@@ -76,7 +83,8 @@ class Frames:
                 return False
             payload = self._unmasked(bytes(buffer[size : size + length]))
             del buffer[: size + length]
-            self._emit(out, opcode, self._control.whole(payload), final=True)
+            Watch(self._found).feed(payload, last=True)
+            self._emit(out, opcode, self._control().whole(payload), final=True)
             return True
         if (opcode == _CONTINUATION) is (self._stream is None):
             raise BadFrame("its messages are mixed up")
@@ -91,8 +99,10 @@ class Frames:
         taken = bytes(self._buffer[: self._left])
         del self._buffer[: len(taken)]
         self._left -= len(taken)
-        piece = self._stream.feed(self._unmasked(taken)) if taken else b""
+        plain = self._unmasked(taken)
         ends = self._left == 0 and self._final
+        self._watch.feed(plain, last=ends)
+        piece = self._stream.feed(plain) if plain else b""
         if ends:
             piece += self._stream.end()
         if piece or ends:

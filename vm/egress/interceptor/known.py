@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vm.api import Secret
+from vm.egress.interceptor.budget import ALL, OF_MACHINE, Budget
 from vm.egress.interceptor.forms import forms
 from vm.egress.interceptor.replace import Replacements
 from vm.egress.policy import Policy
 from vm.egress.secrets import Bindings
 
 _RETIRED = 64
+_HOOKING = 4  # calls of hooks at a time: those of other machines must not wait for all of one's
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Machine:
     def __init__(self, policy: Policy, secrets: Sequence[Secret]) -> None:
         self.policy = policy
         self.secrets = tuple(secrets)
+        self.hooking = asyncio.Semaphore(_HOOKING)
+        self.room = Budget(OF_MACHINE, within=ALL)
         self._retired: list[Secret] = []
         self._bindings = Bindings(secrets)
         self.scrubber = self._scrubber()

@@ -7,15 +7,41 @@ from typing import Any
 from mitmproxy import version
 from mitmproxy.proxy import events
 from mitmproxy.proxy.layers import http
-from mitmproxy.proxy.layers.http import ErrorCode, RequestData, RequestHeaders, RequestTrailers, ResponseData, _http2
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    ErrorCode,
+    RequestData,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+    _http2,
+)
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
+from mitmproxy.proxy.layers.tls import TLSLayer
+
+from vm.egress.explain import answer_headers
 
 MAX_BUFFERED = 2**18
 """Bytes of a head, or of what a client sends before its turn, that one connection may hold."""
 UNREACHED = "atoll.unreached"
 """Where a flow keeps why its upstream could not be reached."""
 _UNSAID = "the exchange broke off"
+
+
+class Refused(Exception):
+    """Raised where a request streams: its flow has the answer, which the guest gets if it has none yet."""
+
+
+def has_no_body(flow: Any) -> bool:
+    """Whether the answer ends with its head, whatever comes behind it."""
+    return flow.request.method == "HEAD" or flow.response.status_code in (204, 304)
 
 
 class HttpLayer(http.HttpLayer):  # type: ignore[misc]
@@ -28,7 +54,14 @@ class HttpLayer(http.HttpLayer):  # type: ignore[misc]
 
 
 class _Stream(http.HttpStream):  # type: ignore[misc]
+    server_state: Any
+
     def _handle_event(self, event: Any) -> Any:
+        # Hooks must know whether there is a body before it comes
+        if isinstance(event, RequestHeaders) and event.end_stream:
+            event.request.timestamp_end = event.request.timestamp_start
+        if isinstance(event, ResponseHeaders) and event.end_stream:
+            event.response.timestamp_end = event.response.timestamp_start
         # An empty piece in the middle would be taken for the end of a body
         if isinstance(event, RequestData | ResponseData) and not event.data:
             return
@@ -36,7 +69,35 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
         denied = self.client_state == self.state_consume_request_body and self.flow.response is not None
         if denied and isinstance(event, RequestData | RequestTrailers):
             return
-        yield from super()._handle_event(event)
+        # HTTP/2 frames a body even where none can be: it would be collected, and sent on as it is
+        if isinstance(event, ResponseData) and self.flow.response is not None and has_no_body(self.flow):
+            yield from self._break_off()
+            return
+        try:
+            yield from super()._handle_event(event)
+        except Refused:
+            yield from self._refuse()
+
+    def _refuse(self) -> Any:
+        """Let the server have no more of a request, and the guest the flow's answer."""
+        if self.server_state != self.state_wait_for_response_headers:
+            yield from self._break_off()
+            return
+        yield SendHttp(RequestProtocolError(self.stream_id, _UNSAID, ErrorCode.CANCEL), self.context.server)
+        answer = self.flow.response
+        yield SendHttp(ResponseHeaders(self.stream_id, answer, end_stream=False), self.context.client)
+        yield SendHttp(ResponseData(self.stream_id, answer.content), self.context.client)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+        self.client_state = self.server_state = self.state_errored
+        self.flow.live = False
+        yield DropStream(self.stream_id)
+
+    def _break_off(self) -> Any:
+        """End the exchange on both sides; the guest reads a 502 where nothing of an answer went out yet."""
+        yield SendHttp(RequestProtocolError(self.stream_id, _UNSAID, ErrorCode.CANCEL), self.context.server)
+        yield from self.handle_protocol_error(
+            ResponseProtocolError(self.stream_id, _UNSAID, ErrorCode.GENERIC_SERVER_ERROR)
+        )
 
     def handle_protocol_error(self, event: Any) -> Any:
         """Its message becomes a page for the guest: nothing that somebody sent may be quoted there."""
@@ -56,6 +117,25 @@ class _Http1Client(Http1Client):  # type: ignore[misc]
                 headers["transfer-encoding"] = "chunked"
         yield from super().send(event)
 
+    def read_headers(self, event: Any) -> Any:
+        """What a server says before its answer (100, 103) is dropped; mitmproxy would take it for the answer."""
+        while True:
+            for command in super().read_headers(event):
+                if isinstance(command, ReceiveHttp) and _is_interim(command.event):
+                    self.response = None
+                    break
+                yield command
+            else:
+                return
+
+
+def _is_interim(event: Any) -> bool:
+    return (
+        isinstance(event, ResponseHeaders)
+        and 100 <= event.response.status_code < 200
+        and event.response.status_code != 101
+    )
+
 
 def _page(status: int, message: str = "") -> bytes:
     return f"Atoll: {message or _UNSAID}.\n".encode()
@@ -64,8 +144,9 @@ def _page(status: int, message: str = "") -> bytes:
 def _answer(status: int, message: str = "") -> bytes:
     # What is not well formed would be quoted
     body = _page(status, "the request is not well formed" if status == 400 else message)
-    fields = f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-    return f"HTTP/1.1 {status} Error\r\n{fields}\r\n".encode() + body
+    fields = {**answer_headers(failed=True), "Content-Length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"HTTP/1.1 {status} Error\r\n{head}\r\n".encode() + body
 
 
 def install() -> None:
@@ -74,6 +155,27 @@ def install() -> None:
     http.Http1Client = _Http1Client
     http._http1.make_error_response = lambda status, message="": _answer(status, message)
     _http2.format_error = _page
+
+
+def forget_closed(layer: HttpLayer) -> None:
+    """Keep nothing of upstreams that are gone: mitmproxy keeps them, and their TLS, as long as the guest's end.
+
+    It would also answer every later request with the error of one that could not be reached once.
+    """
+    for connection in list(layer.connections):
+        if connection is layer.context.client or connection in layer.waiting_for_establishment:
+            continue
+        if connection.error or (connection.timestamp_end is not None and not layer.streams):
+            _let_go(layer.connections.pop(connection))
+
+
+def _let_go(handler: Any) -> None:
+    # Layers refer to each other in circles, which are collected late; OpenSSL's memory goes at once
+    while handler is not None:
+        if isinstance(handler, TLSLayer):
+            handler.tls = None
+            handler.conn.certificate_list = []
+        handler = getattr(handler, "child_layer", None)
 
 
 def waiting(layer: HttpLayer, *, from_client: bool) -> int | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-_HEAD = 8
+_HEAD = 4  # bytes of which the search's automaton is made: it must be made fast, however long and many needles are
+_FEW = 64  # heads that are sooner looked for one by one
 
 
 class Replacements:
@@ -19,72 +20,89 @@ class Replacements:
             needle: (new * (len(needle) // max(1, len(new)) + 1))[: len(needle)] if same_length else new
             for needle, new in pairs.items()
         }
-        self._needles = sorted(pairs, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, self._needles)))
+        self._head = min(_HEAD, min(map(len, pairs), default=_HEAD))
+        self._needles: dict[bytes, list[bytes]] = {}
+        for needle in sorted(pairs, key=len, reverse=True):
+            self._needles.setdefault(needle[: self._head], []).append(needle)
+        self._pattern = re.compile(_any_of(self._needles), re.DOTALL)
+        self._beginnings = {head[:length] for head in self._needles for length in range(1, self._head)}
 
     def __bool__(self) -> bool:
-        return bool(self._needles)
+        return bool(self._pairs)
 
     def whole(self, data: bytes) -> bytes:
         """All of it, replaced."""
-        if not any(needle in data for needle in self._needles):
-            return data
-        return self._pattern.sub(lambda found: self._pairs[found[0]], data)
+        out, _held = self._run(data, goes_on=False)
+        return out
 
     def some(self, data: bytes) -> tuple[bytes, bytes]:
         """What can be said by now of a stream that goes on, and what must be seen again with what comes."""
-        held_from = self._unfinished(data, 0)
-        if not any(needle in data for needle in self._needles):
-            return (data, b"") if held_from is None else (data[:held_from], data[held_from:])
-        out, place = [], 0
-        while True:
-            found = self._pattern.search(data, place)
-            if held_from is not None and held_from < place:
-                held_from = self._unfinished(data, place)
-            if found is None or (held_from is not None and held_from <= found.start()):
-                end = len(data) if held_from is None else held_from
-                out.append(data[place:end])
-                return b"".join(out), data[end:]
-            out += data[place : found.start()], self._pairs[found[0]]
-            place = found.end()
+        return self._run(data, goes_on=True)
 
-    def _unfinished(self, data: bytes, start: int) -> int | None:
-        """The first place from which all that is left is the beginning of something longer."""
-        best: int | None = None
-        for needle in self._needles:
-            place = self._beginning(data, needle, max(start, len(data) - len(needle) + 1))
-            if place is not None and (best is None or place < best):
-                best = place
-        return best
+    def _run(self, data: bytes, *, goes_on: bool) -> tuple[bytes, bytes]:
+        out: list[bytes] = []
+        done = 0
+        for place in self._candidates(data):
+            if place < done:
+                continue
+            needles = self._needles[data[place : place + self._head]]
+            if goes_on and _may_become(data, place, needles):
+                return b"".join([*out, data[done:place]]), data[place:]
+            found = next((needle for needle in needles if data.startswith(needle, place)), None)
+            if found is not None:
+                out += data[done:place], self._pairs[found]
+                done = place + len(found)
+        end = len(data)
+        if goes_on:
+            last = range(max(done, end - self._head + 1), end)
+            end = next((place for place in last if data[place:] in self._beginnings), end)
+        if not done and end == len(data):
+            return data, b""
+        return b"".join([*out, data[done:end]]), data[end:]
 
-    @staticmethod
-    def _beginning(data: bytes, needle: bytes, lowest: int) -> int | None:
-        place = data.find(needle[:_HEAD], lowest)
-        while place != -1:
-            if needle.startswith(data[place:]):
-                return place
-            place = data.find(needle[:_HEAD], place + 1)
-        for place in range(max(lowest, len(data) - _HEAD + 1), len(data)):
-            if needle.startswith(data[place:]):
-                return place
-        return None
+    def _candidates(self, data: bytes) -> Iterator[int]:
+        """Every place where a needle's head stands, in order."""
+        if not self._pairs or (len(self._needles) <= _FEW and not any(head in data for head in self._needles)):
+            return
+        found = self._pattern.search(data)
+        while found is not None:
+            yield found.start()
+            found = self._pattern.search(data, found.start() + 1)
+
+
+def _may_become(data: bytes, place: int, needles: Iterable[bytes]) -> bool:
+    """Whether all that is left from there on is the beginning of something longer."""
+    left = len(data) - place
+    return any(len(needle) > left and needle.startswith(data[place:]) for needle in needles)
+
+
+def _any_of(heads: Iterable[bytes]) -> bytes:
+    """A pattern for strings of one length, in which each byte is looked at once."""
+    followers: dict[bytes, list[bytes]] = {}
+    for head in heads:
+        if head:
+            followers.setdefault(head[:1], []).append(head[1:])
+    if not followers:
+        return b""
+    return b"(?:" + b"|".join(re.escape(first) + _any_of(rest) for first, rest in followers.items()) + b")"
 
 
 class Stream:
-    """One stream in which something is replaced."""
+    """One stream in which something is replaced: by what `replacements` are at the time, since secrets change."""
 
-    def __init__(self, replacements: Replacements) -> None:
+    def __init__(self, replacements: Callable[[], Replacements]) -> None:
         self._replacements = replacements
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """What can be passed on after these bytes."""
-        if not self._replacements:
-            return data
-        out, self._held = self._replacements.some(self._held + data)
+        out, self._held = self._replacements().some(self._held + data)
         return out
 
     def end(self) -> bytes:
         """What is left at the end."""
         held, self._held = self._held, b""
-        return self._replacements.whole(held) if held else b""
+        return self._replacements().whole(held) if held else b""
+
+
+NOTHING = Replacements({})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vm.egress.hostnames import fold
@@ -11,6 +11,8 @@ from vm.egress.policy import Decision
 
 _CONTROL = re.compile(rb"[\r\n\0]")
 _METHODS = (b"CONNECT", b"TRACE", b"TRACK", b"PRI")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PATH = re.compile(rb"/[\x21-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,19 @@ def objection(asked: Asked, *, host: str, port: int, sni: str | None) -> Decisio
     if any(_CONTROL.search(value) for _name, value in asked.fields) or _CONTROL.search(asked.target):
         # A header that goes on in a second line is two headers to some servers
         return Decision(False, "unreadable", f"{where} is denied: a header of the request is broken over lines.")
+    if not _TOKEN.fullmatch(asked.method):
+        return Decision(False, "unreadable", f"{where} is denied: {_said(asked.method)} is no method.")
+    if asked.authority and not asked.http2:
+        return Decision(False, "unreadable", f"{where} is denied: its target is a whole URL, as for a proxy.")
+    if not (_PATH.fullmatch(asked.target) or (asked.method, asked.target) == (b"OPTIONS", b"*")):
+        # HTTP/2 says anything here, and a server of HTTP/1.1 is sent it as a line
+        return Decision(False, "unreadable", f"{where} is denied: its target is no path of printable ASCII.")
+    if not is_plainly_framed(asked.all(b"transfer-encoding")):
+        return Decision(False, "unreadable", f"{where} is denied: its transfer coding cannot be looked through.")
     hosts = asked.all(b"host")
     if asked.http2:
         named = [asked.authority] if asked.authority else []
         named += hosts
-    elif asked.authority or not (asked.target.startswith(b"/") or asked.target == b"*"):
-        return Decision(False, "unreadable", f"{where} is denied: its target is a whole URL, as for a proxy.")
     else:
         named = hosts
     if not named or (len(hosts) > 1):
@@ -59,6 +68,11 @@ def objection(asked: Asked, *, host: str, port: int, sni: str | None) -> Decisio
     return None
 
 
+def is_plainly_framed(transfer_encodings: Iterable[bytes]) -> bool:
+    """Whether a message is sent as it is, or in chunks of that: no coding within hides what is in it."""
+    return all(value.strip().lower() in (b"", b"chunked") for value in transfer_encodings)
+
+
 def is_websocket(asked: Asked) -> bool:
     """Whether it asks for a WebSocket."""
     return not asked.http2 and bool(asked.all(b"upgrade"))
@@ -67,7 +81,8 @@ def is_websocket(asked: Asked) -> bool:
 def shown_path(target: bytes) -> str:
     """A target as it is written down: of a query the names only."""
     path, mark, query = target.partition(b"?")
-    names = b"&".join(part.partition(b"=")[0] for part in query.split(b"&"))
+    # A part without a name is a value
+    names = b"&".join(part.partition(b"=")[0] for part in query.split(b"&") if b"=" in part)
     return (path + mark + names)[:2048].decode("latin-1")
 
 

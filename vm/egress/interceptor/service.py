@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from vm.background import spawn
 from vm.egress.handover import ACCEPTED, MAX_HEAD, REFUSED, read_head
 from vm.egress.interceptor.certificates import Minting, Verifying
 from vm.egress.interceptor.connection import Intercepted, make_options
+from vm.egress.interceptor.hooks import Hooks
 from vm.egress.interceptor.known import Machine
 from vm.egress.interceptor.layers import install
 from vm.egress.journal import Passage
@@ -30,6 +31,7 @@ log = logging.getLogger("atoll.interceptor")
 
 _SAYING = 5.0  # seconds in which whoever connects must say who he is
 _KEPT = 10_000  # records of requests that wait for the node
+_SHARE = 2_000  # of these, of one machine: the others' must not be lost for its flood
 _BACKLOG = 1024
 _PIECE = 65_536
 
@@ -43,7 +45,10 @@ class Service:
         self._options = make_options()
         self._minting: Minting | None = None
         self._verifying: Verifying | None = None
+        self._hooks = Hooks()
+        self._resting = 0.0
         self._passages: deque[tuple[str, Passage]] = deque()
+        self._waiting: Counter[str] = Counter()
         self._lost = 0
         self._more = asyncio.Event()
 
@@ -64,11 +69,14 @@ class Service:
         finally:
             telling.cancel()
             server.close()
+            self._hooks.close()
 
     def _obey(self, order: dict[str, Any]) -> None:
         if order["do"] == "setup":
             self._minting = Minting(order["certificate"].encode(), order["key"].encode())
             self._verifying = Verifying(_file_of(order["authorities"]))
+            self._hooks = Hooks(order["hooks"], order["hooks_path"])
+            self._resting = order["resting"]
         elif order["do"] == "forget":
             self._machines.pop(order["token"], None)
         else:
@@ -105,15 +113,18 @@ class Service:
             machine=machine,
             minting=self._minting,
             verifying=self._verifying,
+            hooks=self._hooks,
             tell=lambda passage: self._tell(token, passage),
+            resting=self._resting,
         ).handle_client()
 
     # -- records
 
     def _tell(self, token: str, passage: Passage) -> None:
-        if len(self._passages) >= _KEPT:
-            self._passages.popleft()
+        if len(self._passages) >= _KEPT or self._waiting[token] >= _SHARE:
             self._lost += 1
+            return
+        self._waiting[token] += 1
         self._passages.append((token, passage))
         self._more.set()
 
@@ -124,6 +135,9 @@ class Service:
                 self._more.clear()
                 while self._passages:
                     token, passage = self._passages.popleft()
+                    self._waiting[token] -= 1
+                    if not self._waiting[token]:
+                        del self._waiting[token]
                     lost, self._lost = self._lost, 0
                     writer.write(wire.record({"token": token, "passage": asdict(passage), "lost": lost}))
                     await writer.drain()

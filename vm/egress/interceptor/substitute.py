@@ -17,13 +17,23 @@ type Fields = Sequence[tuple[bytes, bytes]]
 
 # What servers put into their pages and logs, or pass on to others, and what frames or routes the request
 _NEVER = frozenset(
-    b"accept accept-charset accept-encoding accept-language baggage connection content-disposition content-encoding "
-    b"content-length content-type expect forwarded from host keep-alive max-forwards origin range referer te trailer "
+    b"baggage connection expect forwarded from host keep-alive max-forwards origin range referer te trailer "
     b"traceparent tracestate transfer-encoding upgrade user-agent via x-correlation-id x-real-ip x-request-id "
     b"sec-websocket-accept sec-websocket-extensions sec-websocket-key sec-websocket-version".split()
 )
-_NEVER_BEGINNINGS = (b"x-forwarded-", b"x-original-", b"x-rewrite-", b"access-control-", b"sec-fetch-", b"sec-ch-")
+_NEVER_BEGINNINGS = (
+    b"accept",
+    b"access-control-",
+    b"content-",
+    b"sec-ch-",
+    b"sec-fetch-",
+    b"x-forwarded-",
+    b"x-original-",
+    b"x-rewrite-",
+)
 _BASIC = re.compile(rb"(basic)([ \t]+)([A-Za-z0-9+/=_-]+)[ \t]*", re.IGNORECASE)
+MAX_HEAD = 2**18
+"""Bytes that a request's head may become: a value may be long, and its placeholder stand there often."""
 _FORBIDDEN = re.compile(r"[\r\n\0]")
 
 
@@ -32,9 +42,24 @@ class Unfit(ValueError):
 
 
 def in_headers(fields: Fields, secrets: Iterable[Secret]) -> list[tuple[bytes, bytes]]:
-    """Header fields with values in them, but for fields that tend to be reflected. Unfit for a value with line ends."""
+    """Header fields with values in them, but for fields that tend to be reflected. Unfit."""
     known = {secret.placeholder.encode(): secret for secret in secrets}
-    return [(name, _in_field(name.lower(), value, known)) for name, value in fields]
+    filled, size = [], 0
+    for name, value in fields:
+        filled.append((name, _in_field(name.lower(), value, known)))
+        size += len(name) + len(filled[-1][1])
+        if size > MAX_HEAD:
+            raise Unfit(_TOO_LONG)
+    return filled
+
+
+_TOO_LONG = f"its head would have more than {MAX_HEAD // 1024} KiB with values in it"
+
+
+def _put(text: bytes, placeholder: bytes, value: bytes) -> bytes:
+    if len(text) + text.count(placeholder) * (len(value) - len(placeholder)) > MAX_HEAD:
+        raise Unfit(_TOO_LONG)
+    return text.replace(placeholder, value)
 
 
 def _in_field(name: bytes, value: bytes, known: dict[bytes, Secret]) -> bytes:
@@ -61,19 +86,19 @@ def _replaced(value: bytes, known: dict[bytes, Secret]) -> bytes:
         if placeholder in value:
             if _FORBIDDEN.search(secret.value):
                 raise Unfit(f"the value of {secret.name} has line ends or NULs in it, which no header can carry")
-            value = value.replace(placeholder, secret.value.encode())
+            value = _put(value, placeholder, secret.value.encode())
     return value
 
 
 def in_target(target: bytes, secrets: Iterable[Secret]) -> bytes:
-    """A request's target (path and query) with the values of those secrets in it that may stand there."""
+    """A request's target (path and query) with the values of those secrets in it that may stand there. Unfit."""
     path, mark, query = target.partition(b"?")
     for secret in secrets:
         placeholder, value = secret.placeholder.encode(), quote(secret.value, safe="").encode()
         if "path" in secret.places:
-            path = path.replace(placeholder, value)
+            path = _put(path, placeholder, value)
         if "query" in secret.places:
-            query = query.replace(placeholder, value)
+            query = _put(query, placeholder, value)
     return path + mark + query
 
 
@@ -103,22 +128,25 @@ def placeholders(fields: Fields, target: bytes) -> set[str]:
 
 
 class Watch:
-    """Finds what looks like a placeholder in a stream, across the borders of its chunks."""
+    """Finds what looks like a placeholder in a stream, however it is cut; `found` is told of all so far."""
 
     _LONGEST = len(PREFIX) + 128
     _MOST = 32
 
-    def __init__(self) -> None:
-        self.found: set[str] = set()
+    def __init__(self, found: Callable[[set[str]], None]) -> None:
+        self._tell = found
+        self._found: set[str] = set()
         self._tail = b""
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
         """Look at these bytes, and at the end of those before."""
-        seen = self._tail + data
+        seen, before = self._tail + data, len(self._found)
         # One that touches the end may go on
         sure = len(seen) if last else max(0, len(seen) - self._LONGEST)
         place = seen.find(PREFIX.encode())
-        while place != -1 and place < sure and len(self.found) < self._MOST:
-            self.found.update(placeholders_in(seen[place : place + self._LONGEST]))
+        while place != -1 and place < sure and len(self._found) < self._MOST:
+            self._found.update(placeholders_in(seen[place : place + self._LONGEST]))
             place = seen.find(PREFIX.encode(), place + 1)
         self._tail = b"" if last else seen[sure:]
+        if len(self._found) > before:
+            self._tell(set(self._found))

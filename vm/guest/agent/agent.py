@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from vm.guest.agent.calls import Call, Methods
+from vm.guest.agent.deno import Deno
 from vm.guest.agent.errors import Refusal
 from vm.guest.agent.files import Files
 from vm.guest.agent.handles import Handles
 from vm.guest.agent.link import Link
 from vm.guest.agent.machine import Machine
+from vm.guest.agent.mounts import Mounts
+from vm.guest.agent.network import Network
 from vm.guest.agent.processes import Processes, read_ready, umask_now
 from vm.guest.agent.settings import Settings
 from vm.guest.agent.spawner import Spawner
@@ -71,12 +74,15 @@ class Agent:
         self._terminals = Terminals(settings, self._spawner, self._processes)
         files = Files(settings, self._workers)
         self.methods = Methods()
+        Mounts(settings).declare(self.methods)
         Machine(settings, environment).declare(self.methods)
         files.declare(self.methods)
         Handles(files, self._workers).declare(self.methods)
         self._processes.declare(self.methods)
         self._terminals.declare(self.methods)
         Watches(files, self._workers).declare(self.methods)
+        Network(settings, self._workers).declare(self.methods)
+        Deno(self._processes, self._spawner, self._workers).declare(self.methods)
         self.methods.add("walk", self._task("walk"), path="string", **_WALK)
         self.methods.add("expandGlob", self._task("expandGlob"), glob="string", **_GLOB)
 

@@ -28,17 +28,18 @@ _CONSTRUCTORS = {
 
 
 class Refusal(Exception):
-    """What the call answers instead of a value."""
+    """What the call answers instead of a value; `more` are fields that only some errors have."""
 
-    def __init__(self, constructor: str, message: str, code: str | None = None) -> None:
+    def __init__(self, constructor: str, message: str, code: str | None = None, **more: str | None) -> None:
         super().__init__(message)
         self.constructor = constructor
         self.message = message
         self.code = code
+        self.more = more
 
     def as_json(self) -> dict[str, object]:
         """The error object."""
-        return {"constructorName": self.constructor, "message": self.message, "code": self.code}
+        return {"constructorName": self.constructor, "message": self.message, "code": self.code, **self.more}
 
 
 class InvalidParams(Exception):

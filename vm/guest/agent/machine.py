@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from vm.guest.agent.calls import Call, Methods
 from vm.guest.agent.errors import Refusal
+from vm.guest.agent.mounts import leave_clean
 from vm.guest.agent.settings import Settings
 from vm.guest.agent.trust import trust
 
@@ -105,8 +106,10 @@ class Machine:
         }
 
     async def shutdown(self, call: Call) -> None:
-        """Flush every file system; the node ends the machine then."""
+        """Flush every file system, and leave those of volumes clean; the node ends the machine then."""
         await self.sync(call)
+        if self._real:
+            await asyncio.get_running_loop().run_in_executor(None, leave_clean)
 
 
 def _memory() -> dict[str, int]:

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+import socket
 import time
 from collections import OrderedDict, deque
 from typing import Any
@@ -46,12 +47,22 @@ class Process:
         self.status: dict[str, object] | None = None
         self.pipes = {"stdin": -1, "stdout": -1, "stderr": -1}
         self.busy: set[str] = set()
+        self.control: socket.socket | None = None  # our end of its descriptor 3
 
     def close_pipe(self, name: str) -> None:
         """Close our end. Repeatable."""
         fd, self.pipes[name] = self.pipes[name], -1
         if fd >= 0:
             os.close(fd)
+
+    def end_control(self) -> None:
+        """Let go of its descriptor 3; whoever still reads from our end is told that nothing follows. Repeatable."""
+        control, self.control = self.control, None
+        if control is not None:
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
+            # Closed at once, the event loop would never wake its reader
+            asyncio.get_running_loop().call_later(1, control.close)
 
 
 class OutOfMemory:
@@ -120,9 +131,10 @@ class Processes:
             stdin="string?",
             stdout="string?",
             stderr="string?",
+            control="boolean?",
         )
         methods.add("processWait", self.wait, pid="integer")
-        methods.add("processKill", self.kill, pid="integer", signal="string?")
+        methods.add("processKill", self.kill, pid="integer", signal="string?", group="boolean?")
         methods.add("process.stdin", self.stdin, pid="integer")
         methods.add("process.stdout", self._output("stdout"), pid="integer")
         methods.add("process.stderr", self._output("stderr"), pid="integer")
@@ -176,8 +188,9 @@ class Processes:
         stdin: str | None,
         stdout: str | None,
         stderr: str | None,
+        control: bool | None,
     ) -> object:
-        """Start a process. Refusal NotFound where command or cwd do not exist."""
+        """Start a process; `control` gives it a socket as descriptor 3. Refusal NotFound without command or cwd."""
         modes = {"stdin": stdin or "null", "stdout": stdout or "null", "stderr": stderr or "null"}
         for name, mode in modes.items():
             if mode not in ("piped", "null"):
@@ -189,10 +202,11 @@ class Processes:
             environment["PATH"] = self._environment.get("PATH", os.defpath)
         start = Start([command, *(args or [])], self.folder(cwd), environment, umask_now())
         # Not to be interrupted: a process that was started is in the table, whatever becomes of the call
-        return await asyncio.shield(asyncio.get_running_loop().create_task(self._spawn(start, modes)))
+        return await asyncio.shield(asyncio.get_running_loop().create_task(self._spawn(start, modes, bool(control))))
 
-    async def _spawn(self, start: Start, modes: dict[str, str]) -> object:
+    async def _spawn(self, start: Start, modes: dict[str, str], control: bool) -> object:
         ours: dict[str, int] = {}
+        mine: socket.socket | None = None
         theirs: list[int] = []
         theirs_alone: list[int] = []
         try:
@@ -205,11 +219,19 @@ class Processes:
                 theirs.append(their_end)
                 theirs_alone.append(their_end)
                 os.set_blocking(ours[name], False)
+            if control:
+                mine, its = socket.socketpair()
+                mine.setblocking(False)
+                theirs.append(its.detach())
+                theirs_alone.append(theirs[-1])
             process = await self._start(start, theirs, start.argv[0], start.argv[1:])
             process.pipes.update(ours)
+            process.control = mine
         except OSError as error:
             for fd in ours.values():
                 os.close(fd)
+            if mine is not None:
+                mine.close()
             if isinstance(error, StartFailed):
                 raise refused(error) from error
             raise
@@ -218,6 +240,7 @@ class Processes:
                 os.close(fd)
         if process.status is not None:
             self._wake_stdin(process)
+            process.end_control()
         return {"pid": process.pid}
 
     async def _start(self, start: Start, fds: list[int], command: str, args: list[str]) -> Process:
@@ -249,6 +272,7 @@ class Processes:
         process.status = self._verdict(process, status)
         process.seconds = time.monotonic() - process.asked_at
         process.exited.set()
+        process.end_control()
         self._wake_stdin(process)
         self._ended[pid] = process
         while len(self._ended) > EXITED_KEPT:
@@ -273,7 +297,8 @@ class Processes:
             "oom": oom,
         }
 
-    def _find(self, pid: int) -> Process:
+    def find(self, pid: int) -> Process:
+        """The process, which may have ended. Refusal for one that is not known."""
         process = self._table.get(pid)
         if process is None:
             raise gone(pid)
@@ -281,15 +306,15 @@ class Processes:
 
     async def wait(self, call: Call, pid: int) -> object:
         """How it ended, once it has; any number of times."""
-        process = self._find(pid)
+        process = self.find(pid)
         await process.exited.wait()
         return process.status
 
-    async def kill(self, call: Call, pid: int, signal: str | None) -> None:
-        """Signal the process itself, not what it started."""
-        process = self._find(pid)
+    async def kill(self, call: Call, pid: int, signal: str | None, group: bool | None) -> None:
+        """Signal the process itself; with `group` also what it started and did not put into a group of its own."""
+        process = self.find(pid)
         number = signal_number(signal or "SIGTERM")
-        if process.status is not None or not await self._spawner.kill(pid, number):
+        if process.status is not None or not await self._spawner.kill(pid, number, group=bool(group)):
             raise gone(pid)
 
     async def listing(self, call: Call) -> list[dict[str, object]]:
@@ -309,7 +334,7 @@ class Processes:
     # -- pipes
 
     def _claim(self, pid: int, name: str) -> Process:
-        process = self._find(pid)
+        process = self.find(pid)
         if name in process.busy:
             raise Refusal("Busy", f"Somebody else has the {name} of process {pid}", "EBUSY")
         if process.pipes[name] < 0:
@@ -337,7 +362,7 @@ class Processes:
 
     async def stdin(self, call: Call, pid: int) -> None:
         """Feed the input to the process; its end, or the end of the call, closes the pipe."""
-        if self._find(pid).status is not None:
+        if self.find(pid).status is not None:
             await call.reply()  # nobody is left to read it
             return
         process = self._claim(pid, "stdin")
@@ -345,6 +370,8 @@ class Processes:
         broken = asyncio.Event()
         self._broken_waiters[fd] = broken
         self._broken.register(fd, 0)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         loop = asyncio.get_running_loop()
         feeding = loop.create_task(_feed(call, fd))
         closing = loop.create_task(broken.wait())

@@ -31,7 +31,7 @@ from vm.guest.agent import tree
 from vm.guest.agent.settings import Settings
 
 MAX_REQUEST = 4 * 2**20
-_MAX_FDS = 3
+_MAX_FDS = 4
 IGNORED_BY_AGENT = (
     *(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
@@ -136,7 +136,7 @@ class Spawner:
                 waiting.set_result(message)
 
     async def start(self, what: Start, fds: list[int]) -> int:
-        """The pid of a new process with these descriptors as 0, 1 and 2. StartFailed."""
+        """The pid of a new process with these descriptors as 0, 1, 2 and, if there are four, 3. StartFailed."""
         answer = await self._ask(asdict(what), fds)
         if "errno" in answer:
             name = what.cwd if answer["about"] == "cwd" else what.argv[0]
@@ -345,8 +345,11 @@ def _child(request: dict[str, Any], fds: list[int], failed: int, settings: Setti
             _be_ordinary(settings)
             _do_task(request, fds[0], settings)
             return
+        # Its own number may be one that is asked for
+        failed = fcntl.fcntl(failed, fcntl.F_DUPFD_CLOEXEC, 2 * _MAX_FDS)
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
+            os.set_inheritable(target, True)  # also where it had that number already
         if request["terminal"]:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _be_ordinary(settings)

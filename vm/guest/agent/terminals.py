@@ -13,7 +13,7 @@ import time
 
 from vm.guest.agent.calls import Call, Methods
 from vm.guest.agent.errors import Refusal, bad_resource
-from vm.guest.agent.processes import Processes, refused, umask_now, write_ready
+from vm.guest.agent.processes import Processes, refused, signal_number, umask_now, write_ready
 from vm.guest.agent.settings import Settings
 from vm.guest.agent.spawner import Spawner, Start, StartFailed
 from vm.guest.frames import MAX_PAYLOAD
@@ -159,6 +159,17 @@ class Terminal:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             self.cols, self.rows = cols, rows
 
+    def foreground(self, number: int) -> bool:
+        """Send a signal to the foreground's processes; False where there are none."""
+        try:
+            group = os.tcgetpgrp(self._master)
+            # 0 and less would be other processes, ours among them
+            if group > 1:
+                os.killpg(group, number)
+            return group > 1
+        except (OSError, ValueError):
+            return False
+
     async def type(self, data: bytes) -> None:
         """Write what somebody typed; lost where the terminal has ended."""
         async with self.typing:
@@ -215,6 +226,7 @@ class Terminals:
         methods.add("terminal.list", self.listing)
         methods.add("terminal.attach", self.attach, id="string", offset="integer?", cols="integer?", rows="integer?")
         methods.add("terminal.resize", self.resize, id="string", **size)
+        methods.add("terminal.kill", self.kill, id="string", signal="string")
         methods.add("terminal.close", self.close, id="string")
 
     def exited(self, pid: int, status: int) -> None:
@@ -347,6 +359,13 @@ class Terminals:
     async def resize(self, call: Call, id: str, cols: int, rows: int) -> None:
         """Another size; the program is told."""
         self._find(id).resize(cols, rows)
+
+    async def kill(self, call: Call, id: str, signal: str) -> None:
+        """Signal what runs in the foreground, or the terminal's own process where nothing else does."""
+        terminal = self._find(id)
+        number = signal_number(signal)
+        if not terminal.foreground(number):
+            await self._signal(terminal, number)
 
     async def close(self, call: Call, id: str) -> None:
         """Hang up; kill what is still there a second later. An ended terminal is forgotten."""

@@ -184,6 +184,8 @@ talk("dns", host, 853, say=b"\x16\x03\x01", what="this host's resolver, over TLS
 
 for address in (PUBLIC6, "fe80::1%eth0", "::ffff:192.168.0.1"):
     talk("ipv6", address, want["tcp"])
+for address in want["addresses6"]:
+    talk("ipv6", f"{address}%eth0" if address.startswith("fe80:") else address, want["tcp"])
 for address in (PUBLIC6, "ff02::1%eth0", "ff02::2%eth0"):
     talk("ipv6", address, 443, UDP, MARK)
 

@@ -41,6 +41,15 @@ export interface Cursor {
   language: string;
 }
 
+/**
+ * Only \n ends a line, so that the line ends of a mixed file stay as they are: the editor shows other ends as
+ * characters. What is pasted comes with the line ends of the person's system, and takes those of the text.
+ */
+export const lineEnds: Extension = [
+  EditorState.lineSeparator.of("\n"),
+  EditorView.clipboardInputFilter.of((text) => text.replace(/\r\n?/g, "\n")),
+];
+
 /** The file's own habit of indenting: tabs, or the smallest step seen. */
 export function indentOf(text: string): string {
   let spaces = Number.POSITIVE_INFINITY;
@@ -211,6 +220,7 @@ export class EditorTexts implements Texts {
 
   #extensions(text: string): Extension {
     return [
+      lineEnds,
       lineNumbers(),
       foldGutter(),
       highlightActiveLineGutter(),

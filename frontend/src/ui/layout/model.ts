@@ -5,8 +5,8 @@ import { Commands } from "../../core/commands";
 import { Disposables } from "../../core/disposable";
 import { Documents } from "../../core/documents";
 import type { Events } from "../../core/events";
-import { asText, Files } from "../../core/files";
-import { type Act, acts } from "../../core/lifecycle";
+import { asText, edited, Files } from "../../core/files";
+import type { Act } from "../../core/lifecycle";
 import type { Denial } from "../../core/network";
 import { base, parent, within } from "../../core/paths";
 import { Rpc } from "../../core/rpc";
@@ -16,6 +16,7 @@ import { Store } from "../../core/store";
 import { TerminalTabs } from "../../core/terminals";
 import { Tree } from "../../core/tree";
 import { type Source, Uploads } from "../../core/uploads";
+import { Watch } from "../../core/watch";
 import type { TerminalInfo } from "../../xterm_bridge/protocol";
 import { Acts } from "../acts";
 import type { PageConfig } from "../config";
@@ -23,26 +24,14 @@ import { EditorTexts } from "../editor/texts";
 import { fromFiles } from "../files/dropped";
 import { tellDenied } from "../network/denials";
 import { done, problem } from "../notify";
-import { copy, switchTheme } from "../page";
+import { copy } from "../page";
 import type { Question } from "../parts/Confirm.svelte";
 import { serverApi, serverEvents } from "../server";
 import { socketTo } from "../sockets";
+import { workspaceCommands } from "./commands";
 
 /** Where the tree begins until the machine has said what its user's home is. */
 const HOME = "/home/app";
-
-/** What can be done with the machine, as commands. */
-const MACHINE: readonly [Act, string][] = [
-  ["rename", "Rename the workspace…"],
-  ["suspend", "Suspend the machine"],
-  ["resume", "Resume the machine"],
-  ["fork", "Fork the machine…"],
-  ["extend", "Give the machine more time…"],
-  ["stop", "Stop the machine…"],
-  ["start", "Start the machine"],
-  ["details", "Details and timeline of the machine"],
-  ["delete", "Delete the machine…"],
-];
 
 export type TreeEdit = { kind: "rename" | "file" | "folder"; path: string };
 export type Area = "files" | "editor" | "terminal";
@@ -115,10 +104,7 @@ export class WorkspaceModel {
   #looking: number | undefined;
   #looked = 0;
   #undo = new Disposables();
-  #stopWatch: (() => void) | null = null;
-  #watching = "";
-  #rewatch: number | undefined;
-  #refreshing: number | undefined;
+  #watch: Watch;
 
   constructor(config: PageConfig & { sandbox: string }) {
     this.config = config;
@@ -138,8 +124,9 @@ export class WorkspaceModel {
     const layout = this.#layout();
     this.tree = new Tree(HOME, (directory) => this.files.list(directory), layout.expanded);
     this.uploads = new Uploads(this.rpc);
+    this.#watch = new Watch(this.rpc, this.tree, this.documents);
     this.terminals = new TerminalTabs(remembered(`atoll:${this.id}:terminals`));
-    this.#commands();
+    this.commands.add(...workspaceCommands(this));
 
     this.#undo.add(
       this.events.watch(
@@ -161,12 +148,12 @@ export class WorkspaceModel {
     );
     this.#undo.add(
       this.tree.state.subscribe(() => {
-        this.#watchSoon();
+        this.#watch.soon();
       }),
     );
     this.#undo.add(
       this.documents.state.subscribe(() => {
-        this.#watchSoon();
+        this.#watch.soon();
         this.#rememberLayout();
       }),
     );
@@ -244,11 +231,11 @@ export class WorkspaceModel {
   }
 
   async #connected(): Promise<void> {
-    this.#watching = "";
+    this.#watch.begin();
     const home = await this.rpc.call<string>("realPath", { path: "." }).catch(() => HOME);
     this.tree.setRoot(home);
     await Promise.allSettled([this.tree.refresh(), this.documents.checkAll(), this.#takeUpTerminals()]);
-    this.#watchSoon();
+    this.#watch.soon();
   }
 
   async #takeUpTerminals(): Promise<void> {
@@ -313,7 +300,7 @@ export class WorkspaceModel {
     try {
       const text = asText(decodeBase64(await this.rpc.call<string>("readFile", { path })));
       if (text === null) throw new Error("The file is not text any more.");
-      this.comparing.set({ path, disk: text.replace(/^\uFEFF/, "").replaceAll("\r\n", "\n") });
+      this.comparing.set({ path, disk: edited(text).text });
     } catch (error) {
       problem("The versions cannot be compared", error);
     }
@@ -365,8 +352,7 @@ export class WorkspaceModel {
 
   async rename(from: string, to: string): Promise<void> {
     try {
-      await this.files.rename(from, to);
-      this.documents.renamed(from, to);
+      await this.documents.rename(from, to);
       this.tree.rename(from, to);
       await this.tree.load(parent(to));
       if (parent(from) !== parent(to)) await this.tree.load(parent(from));
@@ -452,65 +438,6 @@ export class WorkspaceModel {
       });
   }
 
-  // -- changes underneath
-
-  #watchSoon(): void {
-    clearTimeout(this.#rewatch);
-    this.#rewatch = setTimeout(() => void this.#watch(), 150);
-  }
-
-  async #watch(): Promise<void> {
-    const paths = [
-      ...new Set([...this.tree.watched, ...this.documents.state.value.open.map(({ path }) => parent(path))]),
-    ].slice(0, 250);
-    const wanted = paths.toSorted().join("\n");
-    if (this.rpc.link.value !== "open" || wanted === this.#watching) return;
-    const known = new Set(this.#watching.split("\n"));
-    this.#watching = wanted;
-    const before = this.#stopWatch;
-    try {
-      const decoder = new TextDecoder();
-      this.#stopWatch = await this.rpc.stream(
-        "watch",
-        { paths },
-        {
-          chunk: (data) => {
-            try {
-              this.#changed((JSON.parse(decoder.decode(data)) as { path: string }).path);
-            } catch {
-              // One broken line of a guest is no reason to stop watching.
-            }
-          },
-          end: () => {},
-        },
-      );
-    } catch {
-      // Without it the page still looks again at every save and reconnection.
-      this.#watching = "";
-    }
-    before?.();
-    // What changed between the last look and the first moment of watching would never be told.
-    const fresh = this.tree.watched.filter((path) => !known.has(path));
-    await Promise.allSettled([...fresh.map((path) => this.tree.load(path)), this.documents.checkAll()]);
-  }
-
-  #stale = new Set<string>();
-
-  #changed(path: string): void {
-    this.#stale.add(path);
-    this.#refreshing ??= setTimeout(() => {
-      this.#refreshing = undefined;
-      const paths = [...this.#stale];
-      this.#stale.clear();
-      const watched = new Set(this.tree.watched);
-      const directories = new Set(
-        paths.flatMap((changed) => [changed, parent(changed)]).filter((at) => watched.has(at)),
-      );
-      for (const directory of directories) void this.tree.load(directory);
-      void this.documents.checkAll();
-    }, 200);
-  }
-
   // -- terminals
 
   newTerminal(cwd?: string): void {
@@ -562,7 +489,7 @@ export class WorkspaceModel {
     }, 30);
   }
 
-  #nextArea(): void {
+  nextArea(): void {
     const order: Area[] = ["files", "editor", "terminal"];
     const here = document.activeElement?.closest<HTMLElement>("[data-area]")?.dataset.area as
       | Area
@@ -596,220 +523,6 @@ export class WorkspaceModel {
         active,
         expanded: [...(this.tree?.state.value.expanded ?? [])].slice(0, 100),
       }),
-    );
-  }
-
-  #commands(): void {
-    const running = () => this.sandbox.value?.state === "running";
-    const text = () => running() && this.documents.active?.kind === "text";
-    const active = () => this.documents.active;
-    this.commands.add(
-      {
-        id: "palette",
-        group: "Go",
-        title: "Show all commands",
-        keys: "F1 or Ctrl+K",
-        inTerminal: "F1",
-        when: () => !this.palette.value,
-        run: () => this.palette.set(true),
-      },
-      {
-        id: "help",
-        group: "Go",
-        title: "Keyboard shortcuts",
-        keys: "Shift+F1",
-        inTerminal: "Shift+F1",
-        run: () => this.help.set(true),
-      },
-      {
-        id: "next-area",
-        group: "Go",
-        title: "Next area",
-        keys: "F6",
-        inTerminal: "F6",
-        run: () => this.#nextArea(),
-      },
-      {
-        id: "files",
-        group: "Go",
-        title: "Go to the files",
-        keys: "Alt+1",
-        inTerminal: "Alt+1",
-        run: () => this.focus("files"),
-      },
-      {
-        id: "editor",
-        group: "Go",
-        title: "Go to the editor",
-        keys: "Alt+2",
-        inTerminal: "Alt+2",
-        run: () => this.focus("editor"),
-      },
-      {
-        id: "terminal",
-        group: "Go",
-        title: "Go to the terminal",
-        keys: "Alt+3",
-        inTerminal: "Alt+3",
-        run: () => this.focus("terminal"),
-      },
-      { id: "dashboard", group: "Go", title: "To all sandboxes", run: () => location.assign("/") },
-      {
-        id: "save",
-        group: "File",
-        title: "Save",
-        keys: "Ctrl+S",
-        when: text,
-        run: () => void this.save(active()?.path ?? ""),
-      },
-      {
-        id: "save-all",
-        group: "File",
-        title: "Save all",
-        keys: "Ctrl+Alt+S",
-        when: () => running() && this.documents.dirty.length > 0,
-        run: () => {
-          for (const { path } of this.documents.dirty) void this.save(path);
-        },
-      },
-      {
-        id: "close",
-        group: "File",
-        title: "Close the file",
-        keys: "Alt+W",
-        when: () => !!active(),
-        run: () => this.askClose(active()?.path ?? ""),
-      },
-      {
-        id: "next",
-        group: "File",
-        title: "Next file",
-        keys: "Alt+PageDown",
-        when: () => !!active(),
-        run: () => this.documents.cycle(1),
-      },
-      {
-        id: "previous",
-        group: "File",
-        title: "Previous file",
-        keys: "Alt+PageUp",
-        when: () => !!active(),
-        run: () => this.documents.cycle(-1),
-      },
-      {
-        id: "reveal",
-        group: "File",
-        title: "Show the file in the tree",
-        when: () => !!active(),
-        run: () => void this.tree.reveal(active()?.path ?? "").then(() => this.focus("files")),
-      },
-      {
-        id: "reread",
-        group: "File",
-        title: "Read the file again",
-        when: () => text() && !active()?.dirty,
-        run: () => void this.documents.reload(active()?.path ?? ""),
-      },
-      {
-        id: "download",
-        group: "File",
-        title: "Download the file",
-        when: () => running() && !!active(),
-        run: () => this.download(active()?.path ?? "", false),
-      },
-      {
-        id: "new-file",
-        group: "Files",
-        title: "New file…",
-        when: running,
-        run: () => this.beginCreate("file"),
-      },
-      {
-        id: "new-folder",
-        group: "Files",
-        title: "New folder…",
-        when: running,
-        run: () => this.beginCreate("folder"),
-      },
-      { id: "upload", group: "Files", title: "Upload files…", when: running, run: () => this.pickUpload() },
-      {
-        id: "archive",
-        group: "Files",
-        title: "Download all as .tar.gz",
-        when: running,
-        run: () => this.download(this.tree.state.value.root, true),
-      },
-      {
-        id: "hidden",
-        group: "Files",
-        title: "Show or hide hidden files",
-        run: () => this.tree.toggleHidden(),
-      },
-      {
-        id: "toggle-files",
-        group: "View",
-        title: "Show or hide the files",
-        keys: "Ctrl+B",
-        run: () => this.filesShown.update((shown) => !shown),
-      },
-      {
-        id: "toggle-terminal",
-        group: "View",
-        title: "Show or hide the terminals",
-        keys: "Ctrl+J",
-        run: () => this.terminalShown.update((shown) => !shown),
-      },
-      { id: "theme", group: "View", title: "Switch between dark and light", run: switchTheme },
-      {
-        id: "new-terminal",
-        group: "Terminal",
-        title: "New terminal",
-        keys: "Alt+Shift+T",
-        inTerminal: "Alt+Shift+T",
-        when: running,
-        run: () => this.newTerminal(),
-      },
-      {
-        id: "next-terminal",
-        group: "Terminal",
-        title: "Next terminal",
-        keys: "Alt+Shift+N",
-        inTerminal: "Alt+Shift+N",
-        run: () => {
-          this.focusTerminal = true;
-          this.terminals.cycle(1);
-        },
-      },
-      {
-        id: "close-terminal",
-        group: "Terminal",
-        title: "End the terminal…",
-        keys: "Alt+Shift+W",
-        inTerminal: "Alt+Shift+W",
-        when: () => this.terminals.state.value.tabs.length > 0,
-        run: () => this.askCloseTerminal(this.terminals.state.value.active),
-      },
-      {
-        id: "find-terminal",
-        group: "Terminal",
-        title: "Find in the terminal",
-        keys: "Ctrl+Shift+F",
-        inTerminal: "Ctrl+Shift+F",
-        run: () => this.findInTerminal(),
-      },
-      {
-        id: "network",
-        group: "Machine",
-        title: "Network of the machine: what it may reach, and reached",
-        run: () => window.open(`/sandboxes/${this.id}/details#network`, "_blank", "noopener"),
-      },
-      ...MACHINE.map(([act, title]) => ({
-        id: act,
-        group: "Machine",
-        title,
-        when: () => !!this.sandbox.value && acts(this.sandbox.value, this.may).includes(act),
-        run: () => this.act(act),
-      })),
     );
   }
 }

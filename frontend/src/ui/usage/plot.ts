@@ -10,15 +10,22 @@ export interface Plot {
 
 const HEIGHT = 168;
 
+/** Steps between the lines of the value axis, in powers of ten, so that no two lines have the same label. */
+const STEPS = [-2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8].flatMap((power) =>
+  [1, 2, 5].map((step) => Number(`${step}e${power}`)),
+);
+
 /**
  * Draws into `target`; `onPoint` is told the index of the bar that is pointed at, or null. Bars are numbered from 1 below
- * the axis, as days are, or have the names that `name` gives for some of them.
+ * the axis, as days are, or have the names that `name` gives for some of them. `finest` is the smallest difference that
+ * the value axis tells: 1 for what is counted.
  */
 export async function draw(
   target: HTMLElement,
   values: number[],
   colour: string,
   onPoint: (index: number | null) => void,
+  finest: number,
   name?: (index: number) => string,
 ): Promise<Plot> {
   const [{ default: UPlot }] = await Promise.all([import("uplot"), import("uplot/dist/uPlot.min.css")]);
@@ -34,8 +41,8 @@ export async function draw(
     legend: { show: false },
     scales: {
       x: { time: false, range: [0.4, values.length + 0.6] },
-      // Without anything used there is still a line to stand on.
-      y: { range: [0, top > 0 ? top * 1.1 : 1] },
+      // With little or nothing used there are still lines to read it by.
+      y: { range: [0, top > 0 ? Math.max(top * 1.1, finest * 2) : 1] },
     },
     axes: [
       {
@@ -52,6 +59,7 @@ export async function draw(
         grid: { stroke: token("--line"), width: 1 },
         size: 44,
         space: 36,
+        incrs: STEPS.filter((step) => step >= finest),
         values: (_, splits) => splits.map((split) => amount(split)),
       },
     ],

@@ -96,15 +96,25 @@ class End:
         else:
             self.h2.end_stream(stream)
 
-    async def ask(self, *extra: tuple[str, str], authority: str = API, path: str = "/", body: bytes = b"") -> Message:
+    async def ask(
+        self,
+        *extra: tuple[str, str],
+        authority: str = API,
+        path: str = "/",
+        body: bytes = b"",
+        method: str = "",
+        trailers: Fields = (),
+    ) -> Message:
         stream = self.h2.get_next_available_stream_id()
-        method = "POST" if body else "GET"
+        method = method or ("POST" if body else "GET")
         head = [(":method", method), (":scheme", "https"), (":authority", authority), (":path", path), *extra]
         self.h2.send_headers(stream, head, end_stream=not body)
         self.messages[stream] = Message({})
         for place in range(0, len(body), 16_384):
             last = place + 16_384 >= len(body)
-            self.h2.send_data(stream, body[place : place + 16_384], end_stream=last)
+            self.h2.send_data(stream, body[place : place + 16_384], end_stream=last and not trailers)
+        if trailers:
+            self.h2.send_headers(stream, trailers, end_stream=True)
         await self.flush()
         async with asyncio.timeout(15):
             while not (message := self.messages[stream]).done.is_set():

@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.vm.egress.world import LIST
 from vm.api import EgressPolicy, Secret
 from vm.egress.gate import Gate
+from vm.egress.hooks import parse_hooks
 from vm.egress.journal import Kind, Passage
 from vm.egress.policy import Address, Policy
 from vm.egress.refused import Refusals
@@ -32,7 +34,7 @@ from vm.node.interceptors import Interceptors
 from vm.storage.layout import Layout
 
 API, OTHER = "api.example", "other.example"
-VALUE = "s3cr3t/value+with=all?of & it"
+VALUE = "s3cr3t/value+with=all?of ~ & 'it' ** so"
 
 
 def placeholder() -> str:
@@ -141,6 +143,14 @@ class Server:
 
     port: int
     got: list[Got] = field(default_factory=list)
+    dialled: int = 0
+    open: int = 0
+
+    async def left(self) -> None:
+        """Until nobody is connected any more."""
+        async with asyncio.timeout(10):
+            while self.open:
+                await asyncio.sleep(0.01)
 
 
 class _Named(Upstream):
@@ -148,7 +158,7 @@ class _Named(Upstream):
         super().__init__()
         self._records = records
 
-    async def resolve(self, name: str) -> list[Address]:
+    async def resolve(self, name: str, places: asyncio.Semaphore) -> list[Address]:
         if name not in self._records:
             raise NotFound(f"{name} has no address")
         return [IPv4Address(self._records[name])]
@@ -157,7 +167,16 @@ class _Named(Upstream):
 class Scene:
     """What a test has: a gate, its interceptors, and servers."""
 
-    def __init__(self, place: Path, *, interceptors: int = 1) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *,
+        interceptors: int = 1,
+        hooks: Sequence[str] = (),
+        hooks_path: Path | None = None,
+        resting: float = 10.0,
+        trusting: bool = True,
+    ) -> None:
         self.authority = Authority(place)
         layout = Layout(place / "data")
         provision(data=layout.data, image_cache=place / "images", users=Users())
@@ -166,8 +185,11 @@ class Scene:
             data=place / "data",
             image_cache=place,
             key_file=place,
-            egress_ca_file=self.authority.certificate,
+            egress_ca_file=self.authority.certificate if trusting else None,
             interceptors=interceptors,
+            interceptor_resting=resting,
+            egress_hooks=tuple(hooks),
+            egress_hooks_path=hooks_path,
         )
         self.interceptors = Interceptors(self.config, layout, lambda token, passage: self.passages.append(passage))
         self.passages: list[Passage] = []
@@ -180,7 +202,7 @@ class Scene:
     async def start(self) -> None:
         self.interceptors.start()
         async with asyncio.timeout(60):
-            while not self.interceptors.alive:
+            while self.interceptors.alive < self.config.interceptors:
                 await asyncio.sleep(0.05)
         self.open()
 
@@ -189,13 +211,15 @@ class Scene:
         self._address = listener.getsockname()
         self.gate = Gate(
             listener,
-            policy=Policy(None),
+            policy=Policy(LIST),
             names=self.names,
             refusals=Refusals(["127.0.0.0/8"]),
             upstream=self._upstream,
             journal=lambda passage: self.passages.append(passage),
+            limit=1024,
             token=self.token,
             interceptor=self.interceptors.port,
+            hooks=parse_hooks(self.config.egress_hooks),
             original=lambda sock: self._wanted.pop(0),
         )
         self.gate.open()
@@ -205,7 +229,7 @@ class Scene:
         self._upstream.close()
         await self.interceptors.close()
 
-    async def tell(self, *told: Secret, allow: Sequence[str] | None = None, deny: Sequence[str] = ()) -> None:
+    async def tell(self, *told: Secret, allow: Sequence[str] = LIST, deny: Sequence[str] = ()) -> None:
         """Let this policy and these secrets hold, as a node does."""
         self.interceptors.know(self.token, EgressPolicy(allow, deny), told)
         self.gate.change(Policy(allow, deny), told)
@@ -215,21 +239,34 @@ class Scene:
     async def serving(self, *replies: Reply, names: Sequence[str] = (API,), days: int = 1) -> AsyncIterator[Server]:
         """A server that gives these answers in turn, and the last of them from then on."""
         server = Server(0)
+        writers: set[asyncio.StreamWriter] = set()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server.dialled += 1
+            server.open += 1
+            writers.add(writer)
             with suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
                 while not writer.is_closing():
                     server.got.append(await read_request(reader))
                     reply = replies[min(len(server.got), len(replies)) - 1] if replies else hello
                     await reply(server.got[-1], reader, writer)
                     await writer.drain()
+            server.open -= 1
+            writers.discard(writer)
             writer.close()
 
-        async with await asyncio.start_server(
-            serve, "127.0.0.1", 0, ssl=self.authority.context(*names, days=days)
-        ) as listening:
-            server.port = listening.sockets[0].getsockname()[1]
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self.authority.context(*names, days=days))
+        server.port = listening.sockets[0].getsockname()[1]
+        try:
             yield server
+        finally:
+            listening.close()
+            # Closing waits for every connection, of which a guest may have left one open, or a reply may hang in one
+            for writer in writers:
+                writer.transport.abort()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await listening.wait_closed()
 
     async def connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection as a guest makes it, before anything was said."""

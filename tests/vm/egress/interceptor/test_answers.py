@@ -7,15 +7,20 @@ import base64
 import gzip
 import html
 import json
+import secrets as randomness
 import subprocess
+import time
 import zlib
-from urllib.parse import quote
+from contextlib import suppress
+from dataclasses import replace
+from urllib.parse import quote, quote_plus
 
 import brotli
 import pytest
 
 from tests.vm.egress.interceptor.scene import (
     API,
+    OTHER,
     VALUE,
     Got,
     Scene,
@@ -42,6 +47,18 @@ SPELLINGS = {
     "json": json.dumps(VALUE).encode(),
     "json slashes": VALUE.replace("/", "\\/").encode(),
     "html": html.escape(VALUE).encode(),
+    "encodeURIComponent": quote(VALUE, safe="!'()*").encode(),
+    "encodeURI": quote(VALUE, safe="!'()*;,/?:@&=+$#").encode(),
+    "json of Go": VALUE.replace("&", "\\u0026").encode(),
+    "json of .NET": VALUE.replace("&", "\\u0026").replace("+", "\\u002B").replace("'", "\\u0027").encode(),
+    "json of Jinja": VALUE.replace("&", "\\u0026").replace("'", "\\u0027").encode(),
+    "json of PHP": VALUE.replace("&", "\\u0026").replace("'", "\\u0027").replace("/", "\\/").encode(),
+    "json of Gson": VALUE.replace("&", "\\u0026").replace("'", "\\u0027").replace("=", "\\u003d").encode(),
+    "JSON of Gson": VALUE.replace("&", "\\u0026").replace("'", "\\u0027").replace("=", "\\u003D").encode(),
+    "URLSearchParams, URLEncoder": quote_plus(VALUE, safe="*").replace("~", "%7E").encode(),
+    "URLEncoder in lower case": quote_plus(VALUE, safe="*").replace("~", "%7e").lower().encode(),
+    "urlencode of PHP": quote_plus(VALUE).replace("~", "%7E").encode(),
+    "url of old": quote(VALUE, safe="").replace("~", "%7E").encode(),
 }
 
 
@@ -138,6 +155,64 @@ async def test_what_cannot_be_looked_through_does_not_pass(scene: Scene, coding:
         assert (await scene.ask(server.port)).body == b"hello\n"
 
 
+@pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, gzip", "gzip", "identity, chunked"])
+async def test_a_transfer_coding_hides_nothing(scene: Scene, coding: str) -> None:
+    """Chunks are chunks of what is meant; any other coding of the transfer ends the connection."""
+    token = secret()
+    await scene.tell(token)
+    packed = gzip.compress(RAW)
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n"
+    refused = answering(f"200 OK\r\nTransfer-Encoding: {coding}", chunks % (len(packed), packed), close=True)
+    plain = answering("200 OK\r\nTransfer-Encoding: chunked", chunks % (len(RAW), RAW))
+    async with scene.serving(refused, plain) as server:
+        said = b" 502 "
+        with suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
+            said = (await scene.ask(server.port)).raw
+        assert b" 502 " in said
+        assert packed[10:20] not in said
+        answer = await scene.ask(server.port)
+    assert answer.body == token.placeholder.encode()
+
+
+async def test_an_open_stream_is_looked_through_for_the_values_of_now(scene: Scene) -> None:
+    """A secret that is rotated while an answer goes on: its new value is taken out of it, and its old one still."""
+    token = secret()
+    await scene.tell(token)
+    go_on = asyncio.Event()
+
+    async def events(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: " + RAW + b"\n\n")
+        await writer.drain()
+        await go_on.wait()
+        writer.write(b"data: the-fresh-value " + RAW + b"\n\n")
+        writer.close()
+
+    async with scene.serving(events) as server, scene.talking(API, server.port) as (reader, writer):
+        writer.write(request("GET /", f"Host: {API}"))
+        mark = token.placeholder.encode()
+        await reader.readuntil(b"data: " + mark + b"\n\n")
+        await scene.tell(replace(token, value="the-fresh-value"))
+        go_on.set()
+        assert await reader.read(-1) == b"data: " + mark + b" " + mark + b"\n\n"
+
+
+async def test_the_most_secrets_hold_up_nobody_else(scene: Scene) -> None:
+    """As many values as a machine may have are known at once, found, and passed on as fast as they come."""
+    many = [secret(value=f"{number:04}" + randomness.token_hex(500), name=f"T{number}") for number in range(256)]
+    began = time.monotonic()
+    await scene.tell(*many)
+    assert time.monotonic() - began < 3
+    assert scene.interceptors.alive == 1
+    text = base64.b64encode(randomness.token_bytes(3 * 2**20))
+    body = text + many[17].value.encode() + text
+    chunked = answering(f"200 OK\r\nContent-Length: {len(body)}", body)
+    async with scene.serving(chunked) as server:
+        began = time.monotonic()
+        answer = await scene.ask(server.port)
+        assert time.monotonic() - began < 15
+    assert answer.body == text + many[17].placeholder.encode() + text
+
+
 async def test_an_event_stream_is_passed_on_as_it_comes(scene: Scene) -> None:
     """Each event arrives before the next is sent, and a value split over two is not seen."""
     token = secret()
@@ -164,11 +239,13 @@ async def test_an_event_stream_is_passed_on_as_it_comes(scene: Scene) -> None:
 
 
 async def test_a_part_of_an_answer_cannot_be_asked_for(scene: Scene) -> None:
-    """Half of a value in each of two parts would pass: Range is not sent on."""
+    """Half of a value in each of two parts would pass: Range is not sent on, but to a host without a secret."""
     await scene.tell(secret())
-    async with scene.serving() as server:
+    async with scene.serving(names=[API, OTHER]) as server:
         await scene.ask(server.port, "Range: bytes=0-5", 'If-Range: "x"')
-    assert (server.got[-1]["range"], server.got[-1]["if-range"]) == (b"", b"")
+        assert (server.got[-1]["range"], server.got[-1]["if-range"]) == (b"", b"")
+        await scene.ask(server.port, "Range: bytes=0-5", 'If-Range: "x"', host=OTHER)
+        assert (server.got[-1]["range"], server.got[-1]["if-range"]) == (b"bytes=0-5", b'"x"')
 
 
 async def test_a_value_in_the_reason_or_a_header_of_any_answer(scene: Scene) -> None:
@@ -184,6 +261,47 @@ async def test_a_value_in_the_reason_or_a_header_of_any_answer(scene: Scene) -> 
     assert first.status == 302
     assert b"plain-value" not in first.raw + second
     assert first.fields["set-cookie"] == f"k={token.placeholder}"
+
+
+@pytest.mark.parametrize(
+    ("head", "method"), [("204 No Content", "GET"), ("304 Not Modified", "GET"), ("200 OK", "HEAD")]
+)
+async def test_what_stands_behind_an_answer_without_a_body_is_dropped(scene: Scene, head: str, method: str) -> None:
+    """Over HTTP/1.1 it would be the next answer: the guest has the head, and not a byte of it."""
+    token = secret()
+    await scene.tell(token)
+    async with (
+        scene.serving(answering(head, RAW, RAW), hello) as server,
+        scene.talking(API, server.port) as (reader, writer),
+    ):
+        writer.write(request(f"{method} /", f"Host: {API}", f"X-Key: {token.placeholder}"))
+        assert (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0] == f"HTTP/1.1 {head}".encode()
+        assert server.got[0]["x-key"] == RAW
+        await asyncio.sleep(0.1)
+        writer.write(request("GET /", f"Host: {API}"))
+        assert (await read_answer(reader)).body == b"hello\n"
+
+
+@pytest.mark.parametrize("pause", [False, True])
+async def test_what_a_server_says_before_its_answer_is_not_its_answer(scene: Scene, pause: bool) -> None:
+    """A 103 and a stray 100 are dropped, with the value in them; the answer, and the next one, are read as ever."""
+    token = secret()
+    await scene.tell(token)
+    said = [b"HTTP/1.1 103 Early Hints\r\nLink: " + RAW + b"\r\n\r\n", *[b"HTTP/1.1 100 Continue\r\n\r\n"] * 2000]
+    said += [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok"]
+
+    async def reply(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in [said[0][:20], said[0][20:], *said[-3:]] if pause else [b"".join(said)]:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.03)
+
+    async with scene.serving(reply) as server, scene.talking(API, server.port) as (reader, writer):
+        for _ in range(2):
+            writer.write(request("GET /", f"Host: {API}"))
+            answer = await read_answer(reader)
+            assert (answer.status, answer.body, leaks(answer.raw)) == (200, b"ok", [])
+        assert server.dialled == 1
 
 
 async def test_a_head_request_and_a_large_body_keep_their_lengths(scene: Scene) -> None:

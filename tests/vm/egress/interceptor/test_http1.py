@@ -56,7 +56,8 @@ async def test_a_value_never_stands_where_servers_tend_to_reflect_it(scene: Scen
     """Referer, Origin, User-Agent and their like keep the placeholder, while another header gets the value."""
     token = secret()
     await scene.tell(token)
-    names = ("Referer", "Origin", "User-Agent", "X-Forwarded-For", "Via", "X-Request-Id", "Accept-Language")
+    names = ["Referer", "Origin", "User-Agent", "X-Forwarded-For", "Via", "X-Request-Id", "Accept-Language"]
+    names += ["Content-Language", "Content-Security-Policy", "Accept-Anything"]
     async with scene.serving() as server:
         await scene.ask(server.port, f"X-Key: {token.placeholder}", *(f"{one}: {token.placeholder}" for one in names))
     assert server.got[-1]["x-key"] == VALUE.encode()
@@ -150,6 +151,21 @@ async def test_a_foreign_placeholder_is_told_of_and_travels_as_it_is(scene: Scen
     assert "none of this sandbox's" in (await scene.note(Kind.ALERT)).detail
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "unheard-of"])
+async def test_a_foreign_placeholder_is_seen_in_a_body_that_is_not_filled(scene: Scene, coding: str) -> None:
+    """It is unpacked to be looked at, and travels packed as it was; what is not what it says travels as well."""
+    await scene.tell(secret())
+    plain = b"x" * 70_000 + placeholder().encode()
+    packed = gzip.compress(plain) if coding == "gzip" else brotli.compress(plain)
+    async with scene.serving() as server:
+        for body in (packed, b"neither"):
+            assert (await scene.ask(server.port, f"Content-Encoding: {coding}", body=body)).status == 200
+            assert (server.got[-1].body, server.got[-1]["content-encoding"]) == (body, coding.encode())
+    if coding != "unheard-of":
+        assert "none of this sandbox's" in (await scene.note(Kind.ALERT)).detail
+    assert not scene.noted(Kind.ALERT)
+
+
 async def _raw(scene: Scene, port: int, data: bytes) -> bytes:
     async with scene.talking(API, port) as (reader, writer):
         writer.write(data)
@@ -169,6 +185,12 @@ async def _raw(scene: Scene, port: int, data: bytes) -> bytes:
         request("GET /"),
         request(f"GET https://{API}/", f"Host: {API}"),
         request(f"GET https://{OTHER}/", f"Host: {API}"),
+        request("GET *", f"Host: {API}"),
+        request("GET path", f"Host: {API}"),
+        request("GET /a\x01b", f"Host: {API}"),
+        request("GET /\xe4", f"Host: {API}"),
+        request("GET( /", f"Host: {API}"),
+        request("G\xc4T /", f"Host: {API}"),
         request(f"CONNECT {OTHER}:443", f"Host: {API}"),
         request("TRACE /", f"Host: {API}"),
         request("GET /", f"Host: {API}", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA"),
@@ -176,6 +198,7 @@ async def _raw(scene: Scene, port: int, data: bytes) -> bytes:
         request("POST /", f"Host: {API}", "Content-Length: 4", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
         request("POST /", f"Host: {API}", "Content-Length: 4", "Content-Length: 5") + b"12345",
         request("POST /", f"Host: {API}", "Transfer-Encoding: chunked, identity") + b"0\r\n\r\n",
+        request("POST /", f"Host: {API}", "Transfer-Encoding: gzip, chunked") + b"1\r\nx\r\n0\r\n\r\n",
         request("GET /", f"Host: {API}", "Bad Name: x"),
         request("POST /", f"Host: {API}", "X: a\r\n Transfer-Encoding: chunked", "Content-Length: 1") + b"x",
         request("GET /", f"Host: {API}\r\n .evil.example"),
@@ -234,7 +257,7 @@ async def test_an_upstream_that_is_not_who_it_should_be_gets_nothing(scene: Scen
         async with scene.serving(names=names, days=days) as server:
             scene.authority = known
             answer = await scene.ask(server.port, f"X-Key: {token.placeholder}")
-            assert answer.status == 502
+            assert (answer.status, answer.fields["x-atoll-egress"]) == (502, "failed")
             assert b"ertificate" in answer.body
             assert not server.got
     finally:
@@ -416,15 +439,31 @@ async def test_a_minted_certificate_is_for_one_name_and_some_days(scene: Scene) 
         assert life < 3 * 86_400
 
 
-async def test_a_placeholder_in_a_plain_request_is_told_of(scene: Scene) -> None:
-    """It travels as it is, even to its own host: values travel over TLS only."""
+async def test_a_plain_request_to_a_host_with_a_secret_is_denied(scene: Scene) -> None:
+    """It could be answered with the value in plain text; a placeholder in it is told of. Other hosts are reached."""
     token = secret()
     await scene.tell(token)
-    _reader, writer = await scene.connect(API, 80)
+    reader, writer = await scene.connect(API, 80)
     writer.write(request("GET /", f"Host: {API}", f"X-Key: {token.placeholder}"))
     alert = await scene.note(Kind.ALERT)
     assert (alert.host, alert.port, "over TLS only" in alert.detail) == (API, 80, True)
     assert VALUE not in alert.detail
+    answer = await read_answer(reader)
+    assert (answer.status, b"use https" in answer.body) == (403, True)
+    writer.close()
+    async with await asyncio.start_server(_plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for host, status in ((API, 403), (OTHER, 200)):
+            reader, writer = await scene.connect(host, port)
+            writer.write(request("GET /", f"Host: {host}", f"X-Key: {token.placeholder}"))
+            assert (await read_answer(reader)).status == status
+            assert (await scene.note(Kind.ALERT)).host == host
+            writer.close()
+
+
+async def _plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     writer.close()
 
 

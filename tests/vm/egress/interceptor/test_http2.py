@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.vm.egress.interceptor import http2
 from tests.vm.egress.interceptor.http2 import Message
-from tests.vm.egress.interceptor.scene import API, OTHER, VALUE, Got, Scene, read_answer, request, secret
+from tests.vm.egress.interceptor.scene import API, OTHER, VALUE, Got, Scene, placeholder, read_answer, request, secret
 from tests.vm.egress.interceptor.test_pieces import _frame, _read
-from vm.egress.journal import Verdict
+from vm.egress.journal import Kind, Verdict
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,6 +63,151 @@ async def test_a_connection_is_for_one_host_only(scene: Scene) -> None:
     assert denied[0].rule == "host mismatch"
 
 
+@pytest.mark.parametrize(("status", "method"), [("204", "GET"), ("304", "GET"), ("200", "head"), ("205", "GET")])
+async def test_an_answer_that_has_no_body_brings_none(scene: Scene, status: str, method: str) -> None:
+    """What comes behind its head all the same breaks it off, or is looked through; on the connection all goes on."""
+    token = secret()
+    await scene.tell(token)
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", "200" if got.fields[":path"] == "/fine" else status)], [RAW], []
+
+    async with http2.serving(scene, answer) as (port, got), http2.client(scene, port) as guest:
+        said = await guest.ask(("x-key", token.placeholder), method=method)
+        assert got[0].fields["x-key"] == VALUE
+        assert (said.reset, RAW in said.body) == (False, False)
+        assert said.fields[":status"] == ("205" if status == "205" else "502")
+        assert (await guest.ask(path="/fine")).body == token.placeholder.encode()
+
+
+class _Pouring(http2.End):
+    """A server whose answers to GET are a 204 with a body that only a reset ends."""
+
+    poured = 0
+    stopped = False
+
+    async def _reply(self, stream: int, *_answer: object) -> None:
+        self.h2.send_headers(stream, [(":status", "204")])
+        self.pouring = asyncio.ensure_future(self._pour(stream))
+
+    async def _pour(self, stream: int) -> None:
+        while self.poured < 40 * 2**20 and not self.messages[stream].reset:
+            if self.h2.local_flow_control_window(stream) >= 2**14:
+                self.h2.send_data(stream, bytes(2**14))
+                self.poured += 2**14
+                await self.flush()
+            await asyncio.sleep(0)
+        self.stopped = self.messages[stream].reset
+
+
+async def test_an_endless_body_where_none_can_be_is_not_collected(scene: Scene) -> None:
+    """The stream of a 204 that goes on for ever is reset, and its guest is told."""
+    await scene.tell(secret())
+    ends: list[_Pouring] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(_Pouring(reader, writer, lambda got: ([], [], [])))
+        await ends[0].run()
+        writer.close()
+
+    context = scene.authority.context(API, alpn=("h2",))
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server,
+        http2.client(scene, server.sockets[0].getsockname()[1]) as guest,
+    ):
+        assert (await guest.ask()).fields[":status"] == "502"
+        await asyncio.wait_for(ends[0].pouring, 15)
+        ends[0]._writer.transport.abort()  # a close waits long for what was poured and not read
+    assert ends[0].stopped
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "TRACK"])
+async def test_a_method_for_proxies_goes_nowhere(scene: Scene, method: str) -> None:
+    """Neither as a tunnel nor as an echo of what was put into the request; GET on the same connection passes."""
+    token = secret()
+    await scene.tell(token)
+    async with http2.serving(scene, lambda got: ([(":status", "200")], [b"ok"], [])) as (port, got):
+        async with http2.client(scene, port) as guest:
+            said = await guest.ask(("x-key", token.placeholder), method=method)
+            assert said.fields.get(":status") != "200"
+            assert not got
+        async with http2.client(scene, port) as guest:
+            assert (await guest.ask(("x-key", token.placeholder))).fields[":status"] == "200"
+        assert [one.fields["x-key"] for one in got] == [VALUE]
+
+
+@pytest.mark.parametrize("proxy", ["h2", "http/1.1"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"http://{OTHER}/x"),
+        ("GET", "x"),
+        ("GET", "*"),
+        ("GET", "/a b"),
+        ("GET", "/a\tb"),
+        ("GET", "/a\x0bb"),
+        ("GET", "/a\x7fb"),
+        ("GET", "/\u00e4"),
+        ("GET / HTTP/1.1 X", "/"),
+        ("GET(", "/"),
+        ("G\u00c4T", "/"),
+    ],
+)
+async def test_a_line_of_http1_cannot_be_made_of_http2(scene: Scene, method: str, path: str, proxy: str) -> None:
+    """A target that is no path, or a method that is no word, goes to no server of either protocol; a good one does."""
+    token = secret()
+    await scene.tell(token)
+    serving = (
+        http2.serving(scene, lambda got: ([(":status", "200")], [b"ok"], [])) if proxy == "h2" else scene.serving()
+    )
+    async with serving as server:
+        port, got = server if isinstance(server, tuple) else (server.port, server.got)
+        async with http2.client(scene, port) as guest:
+            said = await guest.ask(("x-key", token.placeholder), method=method, path=path)
+            assert said.fields.get(":status") in (None, "403")
+            assert not got
+        async with http2.client(scene, port) as guest:
+            for method, path in (("OPTIONS", "*"), ("M-SEARCH", "/a!~?b=%20")):
+                assert (await guest.ask(("x-key", token.placeholder), method=method, path=path)).fields[
+                    ":status"
+                ] == "200"
+        assert len(got) == 2
+
+
+async def test_an_open_websocket_goes_by_the_value_of_now(scene: Scene) -> None:
+    """After a rotation its messages get the new value, and what comes back is looked through for both."""
+    token = secret(places=["body"], value="the-first-value")
+    await scene.tell(token)
+    heard: list[bytes] = []
+
+    async def socket(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        for _ in range(2):
+            data = b""
+            while not _read_all(data):
+                data += await reader.read(65_536)
+            heard.extend(payload for _, payload in _read(data, masked=True))
+            writer.write(_frame(1, b"the-first-value|the-second-value" if len(heard) == 2 else heard[0]))
+            await writer.drain()
+        writer.close()
+
+    fields = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA")
+    said = token.placeholder.encode()
+    async with scene.serving(socket) as server, scene.talking(API, server.port) as (reader, writer):
+        writer.write(request("GET /chat", f"Host: {API}", *fields))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_frame(1, said, key=b"abcd"))
+        assert _read(await reader.readexactly(2 + len(said)), masked=False) == [(1, said)]
+        await scene.tell(replace(token, value="the-second-value"))
+        writer.write(_frame(1, said, key=b"abcd"))
+        rest = b""
+        while piece := await reader.read(65_536):
+            rest += piece
+    assert heard == [b"the-first-value", b"the-second-value"]
+    # It may come in several frames, since what might be the beginning of a value is held back
+    assert b"".join(payload for _, payload in _read(rest, masked=False)) == said + b"|" + said
+
+
 async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Scene) -> None:
     """A value in a message is replaced by as many bytes; a compressed one ends the call."""
     token = secret()
@@ -89,6 +235,59 @@ async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Sc
             packed = await guest.ask(("content-type", "application/grpc"), path="/compressed", body=b"\0" * 5)
             assert RAW not in packed.body
             assert not packed.trailers
+
+
+async def test_a_value_is_not_put_into_a_grpc_message(scene: Scene) -> None:
+    """It would be longer than it says of itself: the call is denied and says so, one without a placeholder passes."""
+    token = secret(places=["body"])
+    await scene.tell(token)
+    grpc = ("content-type", "application/grpc+proto")
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", "200")], [b"ok"], []
+
+    def message(text: str) -> bytes:
+        return b"\0" + len(text).to_bytes(4) + text.encode()
+
+    async with http2.serving(scene, answer) as (port, got), http2.client(scene, port) as guest:
+        denied = await guest.ask(grpc, ("te", "trailers"), body=message("x" * 40_000 + token.placeholder))
+        assert (denied.fields[":status"], b"T cannot be put into a gRPC" in denied.body) == ("403", True)
+        assert "gRPC" in (await scene.note()).detail
+        plain = message(f"no {token.placeholder[:-1]}")
+        assert (await guest.ask(grpc, ("x-key", token.placeholder), body=plain)).fields[":status"] == "200"
+    whole = [one for one in got if not one.reset]
+    assert [(one.fields["x-key"], one.body) for one in whole] == [(VALUE, plain)]
+    async with scene.serving() as server:
+        said = await scene.ask(server.port, ": ".join(grpc), body=message(token.placeholder))
+        assert (said.status, b"gRPC" in said.body) == (403, True)
+
+
+async def test_a_foreign_placeholder_is_told_of_in_websockets_and_trailers(scene: Scene) -> None:
+    """In messages that are cut anywhere, in control frames, and behind a body."""
+    strangers = [placeholder() for _ in range(3)]
+    await scene.tell(secret(places=["body"]))
+    cut = [
+        _frame(1, strangers[0][:20].encode(), final=False, key=b"abcd"),
+        _frame(0, strangers[0][20:].encode(), key=b"efgh"),
+    ]
+
+    async def socket(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await reader.read(1)
+
+    fields = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA")
+    async with scene.serving(socket) as server, scene.talking(API, server.port) as (reader, writer):
+        writer.write(request("GET /chat", f"Host: {API}", *fields))
+        await reader.readuntil(b"\r\n\r\n")
+        for frames in (b"".join(cut), _frame(9, strangers[1].encode(), key=b"abcd")):
+            assert not scene.noted(Kind.ALERT)
+            writer.write(frames)
+            assert "none of this sandbox's" in (await scene.note(Kind.ALERT)).detail
+    async with http2.serving(scene, lambda got: ([(":status", "200")], [b"ok"], [])) as (port, got):
+        async with http2.client(scene, port) as guest:
+            await guest.ask(body=b"x", trailers=[("x-last", strangers[2])])
+        assert got[0].trailers == {"x-last": strangers[2]}
+    assert "none of this sandbox's" in (await scene.note(Kind.ALERT)).detail
 
 
 def _memory(scene: Scene) -> int:

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from tests.vm.egress.interceptor.scene import placeholder, secret
 from vm.egress.handover import HandOver, head, read_head
+from vm.egress.interceptor.bodies import RequestBody, whole
+from vm.egress.interceptor.budget import Budget, Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.forms import forms
 from vm.egress.interceptor.frames import BadFrame, Frames
 from vm.egress.interceptor.messages import Compressed, GrpcMessages
-from vm.egress.interceptor.replace import Replacements, Stream
+from vm.egress.interceptor.replace import NOTHING, Replacements, Stream
 from vm.egress.interceptor.requests import shown_path
-from vm.egress.interceptor.substitute import Unfit, Watch, in_headers, in_target
+from vm.egress.interceptor.substitute import Unfit, Watch, in_body, in_headers, in_target
 from vm.egress.policy import Decision
-
-NOTHING = Replacements({})
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
@@ -42,7 +42,7 @@ needles = st.lists(st.text("ab", min_size=1, max_size=6).map(str.encode), min_si
 def test_cuts_change_nothing(found: list[bytes], data: bytes, places: list[int]) -> None:
     """However a stream is cut, the outcome is that of the whole, and less than the longest needle is held back."""
     replacements = Replacements({one: b"<%d>" % number for number, one in enumerate(found)})
-    stream, out, fed = Stream(replacements), b"", 0
+    stream, out, fed = Stream(lambda: replacements), b"", 0
     for piece in cut(data, places):
         out += stream.feed(piece)
         fed += len(piece)
@@ -52,7 +52,7 @@ def test_cuts_change_nothing(found: list[bytes], data: bytes, places: list[int])
 
 def test_nothing_is_held_back_without_reason() -> None:
     """What cannot be the beginning of a needle goes on at once."""
-    stream = Stream(Replacements({b"needle": b"x"}))
+    stream = Stream(lambda: Replacements({b"needle": b"x"}))
     assert stream.feed(b"data: 1\n\n") == b"data: 1\n\n"
     assert stream.feed(b"nee") == b""
     assert stream.feed(b"t") == b"neet"
@@ -68,6 +68,13 @@ def test_every_spelling_of_a_value_is_found(value: str, before: bytes) -> None:
     replacements = Replacements(dict.fromkeys(forms(value), b"\0"))
     for spelling in (raw, raw.hex().encode(), base64.b64encode(before + raw), base64.urlsafe_b64encode(before + raw)):
         assert b"\0" in replacements.whole(spelling)
+
+
+def test_the_spellings_of_a_value_are_not_many() -> None:
+    """Every stream is looked through for all of them, of every secret."""
+    assert len(forms("<&>'\"=~*/+ \\\u2028\u00e4\U0001f511" * 9)) < 64
+    assert len(forms("c2VjcmV0/value+of=padded==")) < 32
+    assert len(forms("0123456789abcdef")) < 12
 
 
 def test_what_counts_its_own_bytes_keeps_its_length() -> None:
@@ -155,7 +162,7 @@ def test_messages_are_replaced_in_across_frames(messages: list[list[bytes]], pla
         for number, part in enumerate(parts):
             data += _frame(0 if number else 1, part, final=number == len(parts) - 1, key=key)
             data += _frame(9, b"ping", key=key)
-    frames = Frames(masked=masked, messages=replacements, control=NOTHING)
+    frames = Frames(masked=masked, messages=lambda: replacements, control=lambda: NOTHING)
     out = b"".join(frames.feed(piece) for piece in cut(data, places))
     got = [payload for opcode, payload in _read(out, masked=masked) if opcode == 1]
     assert got == [replacements.whole(b"".join(parts)) for parts in messages]
@@ -177,7 +184,50 @@ def test_messages_are_replaced_in_across_frames(messages: list[list[bytes]], pla
 def test_what_is_no_frame_ends_the_stream(data: bytes) -> None:
     """An extension, a mask where none is due, parts of nothing, control frames that are too long or in parts."""
     with pytest.raises(BadFrame):
-        Frames(masked=False, messages=NOTHING, control=NOTHING).feed(data)
+        Frames(masked=False, messages=lambda: NOTHING, control=lambda: NOTHING).feed(data)
+
+
+def test_what_is_held_counts_for_a_machine_and_for_all_until_it_is_given_back() -> None:
+    """Neither has more than its most, whatever the other has room for, and nothing is given back twice."""
+    all_of_them = Budget(10)
+    machines = [Budget(8, within=all_of_them), Budget(8, within=all_of_them)]
+    first, second = Held(machines[0]), Held(machines[1])
+    assert (first.take("a", 6), first.take("b", 2), first.take("b", 1)) == (True, True, False)
+    assert (second.take("c", 3), second.take("c", 2)) == (False, True)
+    assert (all_of_them.held, [one.held for one in machines]) == (10, [8, 2])
+    for _ in range(2):
+        first.give("a")
+    assert second.take("d", 6)
+    for _ in range(2):
+        first.close()
+        second.close()
+    assert (all_of_them.held, [one.held for one in machines]) == (0, [0, 0])
+
+
+def test_a_head_with_values_in_it_has_a_bound() -> None:
+    """However often a placeholder stands there, in one field, in many, or in the target; one long value fits."""
+    token = secret(value="v" * 65_536, places=("path", "query"))
+    mark = token.placeholder.encode()
+    assert in_headers([(b"x", mark)], [token]) == [(b"x", b"v" * 65_536)]
+    for fields in ([(b"x", mark * 4000)], [(b"x", mark)] * 5):
+        with pytest.raises(Unfit, match="more than 256 KiB"):
+            in_headers(fields, [token])
+    for target in (b"/" + mark * 5, b"/?" + mark * 5):
+        with pytest.raises(Unfit, match="more than 256 KiB"):
+            in_target(target, [token])
+
+
+def test_a_body_becomes_not_much_longer_with_values_in_it() -> None:
+    """One long value fits into a short one; a body of nothing but its placeholders is refused before it is made."""
+    token = secret(value="v" * 65_536, places=("body",))
+    mark = token.placeholder.encode()
+    replacements = in_body("", [token])
+    assert whole(RequestBody(lambda: replacements, lambda found: None), mark) == b"v" * 65_536
+    body, made = RequestBody(lambda: replacements, lambda found: None), 0
+    with pytest.raises(Undecodable, match="much longer"):  # noqa: PT012
+        for piece in body.feed(mark * 18_000):
+            made += len(piece)
+    assert made < 20 * 2**20
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.lists(st.integers(0, 300), max_size=20))
@@ -195,11 +245,12 @@ def test_grpc_is_followed_and_what_is_compressed_is_noticed(messages: list[bytes
 def test_a_placeholder_is_noticed_however_it_is_cut(around: bytes, places: list[int]) -> None:
     """Once, and as a whole."""
     one = placeholder()
-    watch = Watch()
+    found: set[str] = set()
+    watch = Watch(found.update)
     for piece in cut(around + one.encode() + b"!" + around, places):
         watch.feed(piece)
     watch.feed(b"", last=True)
-    assert watch.found == {one}
+    assert found == {one}
 
 
 def test_a_value_with_a_nul_cannot_stand_in_a_header_but_in_a_path() -> None:

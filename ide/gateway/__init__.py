@@ -1,0 +1,1 @@
+"""The gateway: lets people and programs into sandboxes, over HTTPS and SSH."""

@@ -1,0 +1,55 @@
+"""What an interceptor holds of what passes it, however much that is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.vm.egress.interceptor.scene import API, VALUE, Scene, request, secret
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_head_that_becomes_too_long_is_denied(scene: Scene) -> None:
+    """A long value in it once arrives; several times it is a 403 that says why, and the next request passes."""
+    token = secret(value="v" * 60_000)
+    await scene.tell(token)
+    mark = token.placeholder
+    async with scene.serving() as server:
+        denied = await scene.ask(server.port, *[f"X-{number}: {mark}" for number in range(5)])
+        assert (denied.status, b"more than 256 KiB" in denied.body, server.got) == (403, True, [])
+        assert (await scene.ask(server.port)).status == 200
+
+
+async def test_what_is_collected_of_a_machine_s_requests_has_a_bound(scene: Scene) -> None:
+    """Beyond it bodies are filled as they pass, in chunks; once the others are over there is room again."""
+    token = secret(places=["body"])
+    await scene.tell(token)
+    size = 2**20 - 100
+    head = request("POST /", f"Host: {API}", f"Content-Length: {size}")
+    async with scene.serving() as server, AsyncExitStack() as stack:
+        for _ in range(32):
+            _reader, writer = await stack.enter_async_context(scene.talking(API, server.port))
+            writer.write(head + b"x")  # and never the rest of it
+            await writer.drain()
+        await scene.ask(server.port)  # by its answer those have been counted
+        body = token.placeholder.encode() + bytes(size - len(token.placeholder))
+        assert (await scene.ask(server.port, body=body)).status == 200
+        chunked = server.got[-1]
+        await stack.aclose()
+        await asyncio.sleep(0.5)
+        assert (await scene.ask(server.port, body=body)).status == 200
+        whole = server.got[-1]
+    assert chunked.body == whole.body == VALUE.encode() + body[len(token.placeholder) :]
+    assert (chunked["transfer-encoding"], whole["content-length"]) == (b"chunked", str(len(whole.body)).encode())
+
+
+async def test_an_interceptor_has_a_limit_of_memory(scene: Scene) -> None:
+    """Some gigabytes, whatever passes it: the host has the rest."""
+    (one,) = scene.interceptors._processes
+    lines = Path(f"/proc/{one.process.pid}/limits").read_text().splitlines()
+    soft, hard = next(line for line in lines if line.startswith("Max data size")).split()[3:5]
+    assert 2**30 <= int(soft) == int(hard) <= 2**32

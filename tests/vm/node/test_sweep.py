@@ -1,0 +1,75 @@
+"""The sweep kills the QEMU that a pid file is about, and never whoever has its number by now."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vm.node.sweep import kill_qemu
+from vm.storage.layout import Layout
+
+NAME = "atoll-0a1b-" + "5" * 32
+type Begin = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = Layout(tmp_path)
+    (made.libvirt / "run" / "qemu").mkdir(parents=True)
+    return made
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Starts a process with an argument that QEMU would have."""
+    begun = []
+
+    def begin(argument: str) -> subprocess.Popen[bytes]:
+        program = "print(flush=True); import time; time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", program, "-name", argument], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # from here on its command line is its own
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def pid_file(layout: Layout) -> Path:
+    return layout.libvirt / "run" / "qemu" / f"{NAME}.pid"
+
+
+def test_the_process_of_that_name_is_killed(layout: Layout, begin: Begin) -> None:
+    process = begin(f"guest={NAME},debug-threads=on")
+    pid_file(layout).write_text(str(process.pid))
+    kill_qemu(layout, NAME)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("argument", ["something else", f"guest={NAME}0,debug-threads=on", "guest=atoll-0a1b-6,x"])
+def test_a_number_that_is_anothers_by_now_is_left_alone(layout: Layout, begin: Begin, argument: str) -> None:
+    """Also that of another machine, and of one whose name only begins like it."""
+    process = begin(argument)
+    pid_file(layout).write_text(str(process.pid))
+    kill_qemu(layout, NAME)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+
+
+def test_without_a_process_nothing_happens(layout: Layout, begin: Begin) -> None:
+    """No file, an empty one, nonsense, and the number of a process that has ended."""
+    kill_qemu(layout, NAME)
+    ended = begin(f"guest={NAME},x")
+    ended.kill()
+    ended.wait()
+    for text in ("", "x", "-1", str(ended.pid)):
+        pid_file(layout).write_text(text)
+        kill_qemu(layout, NAME)
