@@ -9,8 +9,9 @@ from functools import partial
 
 from django.db import close_old_connections
 
-# SQLite has one writer anyway; on PostgreSQL each thread keeps one connection.
-_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
+THREADS = 4
+"""SQLite has one writer anyway; on PostgreSQL each thread keeps one connection."""
+executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database")
 
 
 def _call[R](work: Callable[[], R]) -> R:
@@ -23,4 +24,4 @@ def _call[R](work: Callable[[], R]) -> R:
 
 async def in_thread[**P, R](work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What `work(*args, **kwargs)` returns or raises; a cancelled caller does not stop it."""
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(_call, partial(work, *args, **kwargs)))
+    return await asyncio.get_running_loop().run_in_executor(executor, partial(_call, partial(work, *args, **kwargs)))

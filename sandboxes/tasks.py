@@ -14,8 +14,8 @@ from sandboxes.services.checkpoints import checkpoints_turn
 from sandboxes.services.egress_journal import egress_collect, egress_prune
 from sandboxes.services.retention import old_rows_drop
 from sandboxes.services.spending import spending_enforce
-from sandboxes.services.usage import usage_collect, usage_prune
-from sandboxes.services.volume_usage import volume_usage_prune, volumes_collect
+from sandboxes.services.usage import usage_collect
+from sandboxes.services.volume_usage import volumes_collect
 from sandboxes.services.volumes import volumes_settle
 
 KINDS = 9
@@ -58,8 +58,6 @@ def deadlines() -> None:
 def prune() -> None:
     """Drop rows nobody can ask for any more."""
     reconciler.prune()
-    usage_prune()
-    volume_usage_prune()
     old_rows_drop()
 
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -112,13 +113,25 @@ def node() -> Iterator[Any]:
 
 
 @pytest.fixture
-def home(transactional_db: None) -> factories.Team:
+def quiet_database(transactional_db: None) -> Iterator[None]:
+    """Waits, before its tables are emptied, for what a test left going on: a query in a thread cannot be cancelled."""
+    yield
+    from sandboxes import database
+
+    everybody = threading.Barrier(database.THREADS + 1)
+    for _ in range(database.THREADS):
+        database.executor.submit(everybody.wait, 30)
+    everybody.wait(30)
+
+
+@pytest.fixture
+def home(quiet_database: None) -> factories.Team:
     """An organization with an owner, an administrator, a member and a viewer."""
     return factories.team("home")
 
 
 @pytest.fixture
-def other(transactional_db: None) -> factories.Team:
+def other(quiet_database: None) -> factories.Team:
     """Another organization."""
     return factories.team("other")
 

@@ -5,34 +5,42 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from axes.models import AccessAttempt, AccessLog
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from sandboxes.config import config
-from sandboxes.models import AuditEntry, Organization, Sandbox, SandboxState
+from sandboxes.models import AuditEntry, Organization, Sandbox, SandboxState, UsageHour, VolumeHour
 from sandboxes.prices import month_begins_before
 from sandboxes.services.usage import KEPT_MONTHS
 
 BATCH = 500
 """Rows that one transaction drops."""
+ATTEMPTS_KEPT = timedelta(days=1)
+"""Sign-ins that failed: longer than they lock anybody out."""
 MOST = 100_000
 """Rows of a kind, and of one organization, that one turn drops: what is left is for the next."""
 
 
 def old_rows_drop(*, now: datetime | None = None) -> None:
-    """Drop old audit rows, sandboxes that not even usage names any more, and expired sessions. Repeatable."""
+    """Drop old audit rows and hours of use, sandboxes that no hour names, and what sign-ins left. Repeatable."""
     now = now or timezone.now()
     days, usage_begins = config()["audit_days"], month_begins_before(now, KEPT_MONTHS)
+    if days:  # of everybody's sign-ins
+        _drop(AccessLog.objects.filter(attempt_time__lt=now - timedelta(days=days)).order_by("attempt_time"))
     # By organization and age, as their indexes are
     for organization in Organization.objects.values_list("pk", flat=True):
         if days:
             audited = AuditEntry.objects.filter(organization=organization, created_at__lt=now - timedelta(days=days))
             _drop(audited.order_by("created_at"))
+        for hours in (UsageHour, VolumeHour):
+            _drop(hours.objects.filter(organization=organization, hour__lt=usage_begins).order_by("hour"))
         made = Sandbox.objects.filter(organization=organization, created_at__lt=usage_begins)
         over = made.filter(state=SandboxState.DELETED, machine_removed=True, state_since__lt=usage_begins)
         _drop(over.filter(usage_hours=None).order_by("created_at"))
     _drop(Session.objects.filter(expire_date__lt=now).order_by("expire_date"))
+    _drop(AccessAttempt.objects.filter(attempt_time__lt=now - ATTEMPTS_KEPT).order_by("attempt_time"))
 
 
 def _drop(rows: QuerySet[Any]) -> None:

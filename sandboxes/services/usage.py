@@ -14,13 +14,12 @@ from itertools import batched
 
 import structlog
 from django.db import transaction
-from django.utils import timezone
 
 from sandboxes import metering, runtime
 from sandboxes.database import in_thread
 from sandboxes.metering import Reading
 from sandboxes.models import Kind, Sandbox, SandboxState, UsageHour, UsageMeter
-from sandboxes.prices import Use, month_begins_before
+from sandboxes.prices import Use
 from vm.api import MachineInfo
 from vm.errors import NodeUnreachable
 
@@ -150,8 +149,3 @@ def _add(used: Sequence[tuple[Sandbox, datetime, Use]]) -> None:
         row.disk_byte_seconds += use.disk_byte_seconds
     UsageHour.objects.bulk_create(fresh, batch_size=BATCH)
     UsageHour.objects.bulk_update(rows.values(), ["cpu_seconds", "memory_mib_seconds", "disk_byte_seconds"])
-
-
-def usage_prune(*, now: datetime | None = None) -> None:
-    """Drop the hours of months too old to be asked for."""
-    UsageHour.objects.filter(hour__lt=month_begins_before(now or timezone.now(), KEPT_MONTHS)).delete()

@@ -17,8 +17,7 @@ from sandboxes import runtime
 from sandboxes.database import in_thread
 from sandboxes.metering import hours_between
 from sandboxes.models import Volume, VolumeHour, VolumeState
-from sandboxes.prices import month_begins_before
-from sandboxes.services.usage import BATCH, KEPT_MONTHS
+from sandboxes.services.usage import BATCH
 from vm.api import VolumeInfo
 from vm.errors import VmError
 
@@ -81,8 +80,3 @@ def _add(volumes: Sequence[Volume], now: datetime) -> None:
         row.byte_seconds += taken.pop((row.volume_id, row.hour)).byte_seconds
     VolumeHour.objects.bulk_create(taken.values(), batch_size=BATCH)
     VolumeHour.objects.bulk_update(known, ["byte_seconds"])
-
-
-def volume_usage_prune(*, now: datetime | None = None) -> None:
-    """Drop the hours of months too old to be asked for."""
-    VolumeHour.objects.filter(hour__lt=month_begins_before(now or timezone.now(), KEPT_MONTHS)).delete()

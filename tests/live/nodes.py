@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.live.baked import Shape, seed
 from vm.api import Identity, MachineInfo, MachineSpec, MachineState, Node, Secret
 from vm.errors import StreamReset
 from vm.guest.calls import GuestCall, call
@@ -29,12 +30,21 @@ IMAGES = DEFAULT_CACHE
 BOOT = 120.0  # seconds a test waits for a boot: the machine that tests has other things to do
 
 
-class NodeProcess:
-    """A node on its own data directory, which may be killed and started again."""
+SMALL: Shape = (512, 1, 10)
+"""What `spec` makes unless it is told otherwise."""
 
-    def __init__(self, data: Path | None = None, **settings: Any) -> None:
+
+class NodeProcess:
+    """A node on its own data directory, which may be killed and started again.
+
+    Its machines boot, unless `clones` is among the settings; templates of the shapes in `seeded` are there already.
+    """
+
+    def __init__(self, data: Path | None = None, *, seeded: Sequence[Shape] = (), **settings: Any) -> None:
         self.data = data or Path(tempfile.mkdtemp(prefix="atoll-n-", dir="/tmp"))
         self.data.chmod(0o755)
+        for shape in seeded:
+            seed(self.data, shape)
         provision(data=self.data, image_cache=IMAGES, users=Users())
         self.settings = {"image_cache": str(IMAGES), "image": build(IMAGES).name, "clones": False, **settings}
         self.process: subprocess.Popen[bytes] | None = None

@@ -255,14 +255,14 @@ thorough = settings(
 
 @settings(thorough, max_examples=30)
 @given(script=alone)
-def test_any_life_ends_well(script: Any, transactional_db: None, monkeypatch: Any, settings: Any) -> None:
+def test_any_life_ends_well(script: Any, quiet_database: None, monkeypatch: Any, settings: Any) -> None:
     """Rows and machines agree, no machine is without a row, no workspace lost its disk, every end is explained."""
     live(script, monkeypatch, settings)
 
 
 @settings(thorough, max_examples=12)
 @given(script=at_once)
-def test_any_two_at_once_end_well(script: Any, transactional_db: None, monkeypatch: Any, settings: Any) -> None:
+def test_any_two_at_once_end_well(script: Any, quiet_database: None, monkeypatch: Any, settings: Any) -> None:
     """Nor does it matter that somebody else does something to the same sandbox at the same moment."""
     live(script, monkeypatch, settings)
 

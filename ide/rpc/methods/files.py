@@ -21,7 +21,6 @@ from sandboxes.services.streams import GuestCall
 MAX_FILE = 64 * 2**20
 """A file read in one message; larger ones are read through handles."""
 LARGE = 4 * 2**20
-MAX_LISTED = 100_000
 
 LARGE_TOGETHER = 2 * MAX_FILE
 """Content of large files in memory, of all connections together; each is held three times over for a moment."""
@@ -205,11 +204,13 @@ async def _entries(connection: Connection, method: str, params: dict[str, Any]) 
 
 async def _listed(call: GuestCall, *, paths_only: bool) -> list[Any]:
     found: list[Any] = []
+    size = 0
     async with call:
         async for entry in call.records():
             found.append(entry.get("path") if paths_only and isinstance(entry, dict) else entry)
-            if len(found) > MAX_LISTED:
-                raise OperationFailed(too_large(len(found)))
+            size += len(envelope.encode(found[-1]))
+            if size > PY_MESSAGE:
+                raise OperationFailed(too_large(size))
     return found
 
 

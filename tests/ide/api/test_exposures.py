@@ -20,7 +20,7 @@ from vm.fake import FakeNode
 
 
 @pytest.fixture
-def gateway(transactional_db: None) -> None:
+def gateway(quiet_database: None) -> None:
     gateway_seen(process=uuid.uuid4(), listening=Listening(ports=(8400, 8401), ssh_port=2222))
 
 

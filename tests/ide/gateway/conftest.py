@@ -35,7 +35,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def gate(identity: Path, transactional_db: None) -> AsyncIterator[Any]:
+async def gate(identity: Path, quiet_database: None) -> AsyncIterator[Any]:
     """A running gateway: what it listens on, and `tls` of a client that trusts it."""
     from ide.gateway.server import GatewayConfig, gateway
 

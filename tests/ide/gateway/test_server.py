@@ -30,7 +30,7 @@ def config(identity: Path, **more: Any) -> Any:
     return GatewayConfig(certificate=identity / "gateway.pem", key=identity / "gateway.key", **given)
 
 
-async def test_ports_of_others_are_left_alone(identity: Path, transactional_db: None) -> None:
+async def test_ports_of_others_are_left_alone(identity: Path, quiet_database: None) -> None:
     """Of a range it takes what is free; for SSH the first that is; and says so in its row while it lives."""
     from ide.gateway.server import CannotListen, gateway
 

@@ -15,7 +15,7 @@ from ide.rpc import connection, methods
 from ide.rpc.connection import Connection
 from ide.rpc.envelope import Malformed
 from ide.rpc.handshake import Dialect
-from ide.rpc.methods import processes
+from ide.rpc.methods import files, processes
 from sandboxes import reconcile
 from sandboxes.database import in_thread
 from sandboxes.services import lifecycle
@@ -287,6 +287,20 @@ async def test_walk_per_dialect(home: Team, node: FakeNode) -> None:
             else:
                 chunks = ok
             assert [entry["path"] for entry in chunks] == [".", "a"]
+
+
+async def test_a_tree_too_large_for_the_python_client_is_given_up(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as its entries are more than one message holds, not when all of them are in memory."""
+    monkeypatch.setattr(files, "PY_MESSAGE", 4096)
+    async with connected(home, Dialect.PY) as client:
+        for number in range(60):
+            await client.call("writeTextFile", path=f"{number:030}", content="")
+        walked = await client.call("walk", path=".")
+        assert walked["error"]["code"] == "EFBIG"
+        assert 4096 < int(walked["error"]["message"].split()[3]) < 4096 + 200
+        assert len((await client.call("expandGlob", glob="*5", root="."))["ok"]) == 6
 
 
 async def test_finish_answers_everything(home: Team, node: FakeNode) -> None:

@@ -23,7 +23,7 @@ PORTS = (8400, 8401, 8402)
 
 
 @pytest.fixture
-def gateway(transactional_db: None) -> uuid.UUID:
+def gateway(quiet_database: None) -> uuid.UUID:
     process = uuid.uuid4()
     gateway_seen(process=process, listening=Listening(ports=PORTS, ssh_port=2222))
     return process
@@ -57,7 +57,7 @@ def test_reserved_bound_closed(home: Team, gateway: uuid.UUID) -> None:
     assert str(made.gateway_port) not in told
 
 
-def test_names_below_a_domain(home: Team, transactional_db: None, settings: Any) -> None:
+def test_names_below_a_domain(home: Team, quiet_database: None, settings: Any) -> None:
     """With a domain each has a name that nobody can guess; the port is said where it is not the usual one."""
     settings.ATOLL = {**settings.ATOLL, "expose_domain": "box.example"}
     for port, said in ((443, ""), (8443, ":8443")):

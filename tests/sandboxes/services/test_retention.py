@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import secrets
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from axes.models import AccessAttempt, AccessLog
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
+from django.http import HttpRequest
+from django.test import Client
 from django.utils import timezone
 
-from sandboxes import tasks
-from sandboxes.models import AuditEntry, Kind, Sandbox, SandboxState, TimelineEntry, UsageHour, UsageMeter
+from sandboxes import ids, tasks
+from sandboxes.models import (
+    AuditEntry,
+    Kind,
+    Sandbox,
+    SandboxState,
+    TimelineEntry,
+    UsageHour,
+    UsageMeter,
+    Volume,
+    VolumeHour,
+)
 from sandboxes.selectors.usage import usage_report
 from sandboxes.services import retention
 from sandboxes.services.retention import old_rows_drop
@@ -81,6 +95,48 @@ def test_sandboxes_go_with_the_last_hour_of_their_use(home: Team) -> None:
     assert not TimelineEntry.objects.exists()
     report = usage_report(actor=home.owner, first=hour.date(), last=hour.date())
     assert [(sandbox, use.cpu_seconds) for sandbox, use in report.sandboxes] == [(used, 3600)]
+
+
+def test_hours_are_kept_for_thirteen_months(home: Team, other: Team) -> None:
+    """Those of sandboxes and of volumes, of every organization, whatever became of what they tell of."""
+    months = [(2025, 9), (2025, 10), (2026, 11)]
+    for team in (home, other):
+        sandbox = row(team)
+        volume = Volume.objects.create(
+            organization=team.organization,
+            public_id=ids.volume_id("local"),
+            slug="kept",
+            disk=secrets.token_hex(16),
+            capacity=2**30,
+        )
+        for year, month in months:
+            hour = datetime(year, month, 1, tzinfo=UTC)
+            UsageHour.objects.create(organization=team.organization, sandbox=sandbox, hour=hour)
+            VolumeHour.objects.create(organization=team.organization, volume=volume, hour=hour)
+    old_rows_drop(now=datetime(2026, 11, 25, tzinfo=UTC))
+    for team in (home, other):
+        for hours in (UsageHour, VolumeHour):
+            kept = hours.objects.filter(organization=team.organization).order_by("hour")
+            assert [(one.hour.year, one.hour.month) for one in kept] == months[1:]
+
+
+def test_sign_ins_are_kept_as_audit_rows_are_and_failed_ones_for_a_day(
+    home: Team, client: Client, settings: Any
+) -> None:
+    """Those that fail count towards locking somebody out for a quarter of an hour."""
+    assert not client.login(request=HttpRequest(), username="ada", password="guessed")
+    made = AccessAttempt.objects.get()
+    signed_in = AccessLog.objects.create(username="ada")
+    old_rows_drop()
+    assert AccessAttempt.objects.get() == made
+    old_rows_drop(now=timezone.now() + timedelta(days=1, seconds=1))
+    assert not AccessAttempt.objects.exists()
+    assert AccessLog.objects.get() == signed_in
+    settings.ATOLL = {**settings.ATOLL, "audit_days": 30}
+    old_rows_drop(now=timezone.now() + timedelta(days=29))
+    assert AccessLog.objects.exists()
+    old_rows_drop(now=timezone.now() + timedelta(days=31))
+    assert not AccessLog.objects.exists()
 
 
 def test_expired_sessions_go(home: Team) -> None:

@@ -229,16 +229,3 @@ def test_many_machines_cost_no_more_queries_than_one(
             usage._measure_all(said, at(seconds))
     for sandbox in sandboxes:
         assert used(sandbox) == {10: Use(3600, 3600 * 1280, 600 * 100), 11: Use(600, 600 * 1280, 600 * 100)}
-
-
-def test_hours_are_kept_for_thirteen_months(home: Team) -> None:
-    sandbox = row(home)
-    now = datetime(2026, 11, 25, tzinfo=UTC)
-    months = [(2025, 9), (2025, 10), (2026, 11)]
-    for year, month in months:
-        UsageHour.objects.create(
-            organization=home.organization, sandbox=sandbox, hour=datetime(year, month, 1, tzinfo=UTC)
-        )
-    usage.usage_prune(now=now)
-    kept = UsageHour.objects.order_by("hour").values_list("hour", flat=True)
-    assert [(hour.year, hour.month) for hour in kept] == months[1:]
