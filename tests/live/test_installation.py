@@ -269,7 +269,8 @@ def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk:
     """Sandboxes first, then gateway, worker, web and node; nothing is left running, mounted or in a namespace."""
     held = sdk.sandbox.create(timeout="10m")  # by name: the SDK hangs up when it is collected
     sandbox = held.__enter__()
-    sandbox.spawn("true", stdout="null", stderr="null").wait()  # one that is still starting cannot be suspended
+    # One that is still starting cannot be suspended
+    sandbox.spawn("sh", args=["-c", "echo kept > /dev/shm/note"], stdout="null", stderr="null").wait()
     until(lambda: row_of(installation, sandbox.id)["state"] == "running", "its row says so, too")
     assert len(left_on_the_host(installation)) >= 2  # its namespace, and where that is mounted
     installation.stop()
@@ -280,8 +281,9 @@ def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk:
     assert left_on_the_host(installation) == []
 
 
-def test_run_again_it_is_ready_soon_and_changes_nothing(installation: Installation) -> None:
-    """No step of the first start is taken again: same token, same image, same keys, and only starting takes time."""
+def test_run_again_it_is_ready_soon_and_changes_nothing(installation: Installation, sdk: DenoDeploy) -> None:
+    """No step of the first start is taken again: same token, same image, same keys, and only starting takes time.
+    What was suspended when it went down goes on with its memory."""
     before = kept(installation), installation.token
     installation.start()
     assert (kept(installation), installation.token) == before
@@ -291,6 +293,10 @@ def test_run_again_it_is_ready_soon_and_changes_nothing(installation: Installati
     assert seconds is not None
     # The promise is for a host of its own; one that also runs other tests gives us our share of its time
     assert float(seconds[1]) < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    (row,) = [row for row in listed(installation) if row["state"] == "suspended"]
+    with sdk.sandbox.connect(str(row["id"])) as inside:
+        assert inside.fs.read_text_file("/dev/shm/note") == "kept\n"
+        inside.kill()
 
 
 def row_of(installation: Installation, public_id: str) -> dict[str, object]:

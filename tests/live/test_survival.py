@@ -74,10 +74,11 @@ async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
 
 
 async def test_after_a_restart_of_the_host_everything_says_so(process: NodeProcess) -> None:
-    """A record of another boot of the host is STOPPED with HOST_RESTARTED, and its disk is kept."""
+    """A record of another boot of the host is STOPPED with HOST_RESTARTED, and starts again on its disk."""
     node = process.client
     machine = secrets.token_hex(16)
     await boot(node, machine)
+    await execute(node, machine, "sh", "-c", "echo kept > ~/note; sync")
     process.kill()
     for pid in process.qemu_pids():
         os.kill(pid, 9)
@@ -88,6 +89,9 @@ async def test_after_a_restart_of_the_host_everything_says_so(process: NodeProce
     assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.HOST_RESTARTED)
     assert len(list((process.data / "disks").iterdir())) == 1
     assert process.leftovers() == []
+    await boot(node, machine)
+    assert await execute(node, machine, "sh", "-c", "cat ~/note") == (0, b"kept\n")
+    await node.machine_stop(machine)
     await node.machine_forget(machine)
 
 
@@ -241,13 +245,14 @@ def small() -> Iterator[NodeProcess]:
 
 async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) -> None:
     """A guest that fills the host's image disk stops with DISK_FULL; the node answers and refuses what has no room,
-    its other machine goes on."""
+    its other machine goes on. Once there is room, the one that stopped starts on its disk."""
     node = small.client
     machine, neighbour = secrets.token_hex(16), secrets.token_hex(16)
     await boot(node, machine)
     await boot(node, neighbour)
     # What its boot has written is on the disk: one that still writes when there is no room ends for that itself
     await execute(node, neighbour, "sync")
+    await execute(node, machine, "sh", "-c", "echo kept > ~/note; sync")
     await start_command(node, machine, "sh", "-c", "cat /dev/urandom > ~/filler; sync")
     until = time.monotonic() + 90
     while (info := await node.machine_get(machine)).state is not MachineState.STOPPED:
@@ -261,8 +266,12 @@ async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) 
     await node.machine_stop(neighbour)
     assert small.leftovers() == []
     await node.machine_forget(neighbour)
+    run(["mount", "-o", "remount,size=600m", small.data])
+    await boot(node, machine)
+    assert await execute(node, machine, "sh", "-c", "cat ~/note; rm ~/filler") == (0, b"kept\n")
+    await node.machine_stop(machine)
     await node.machine_forget(machine)
-    assert (await node.host_info()).disk_free > 200 * 2**20
+    assert (await node.host_info()).disk_free > 500 * 2**20
     assert IMAGES.exists()
 
 
