@@ -274,6 +274,30 @@ def test_secrets(cli: Cli, sandbox: str) -> None:
     assert b"no value" in cli.run("secrets", "create", "X", "--host", "a.example", status=1)[1]
 
 
+def test_places_and_labels_of_secrets(cli: Cli, sandbox: str) -> None:
+    """As on the page: where in a request it may stand, and which of the organization's sandboxes have it."""
+    name = f"CLI_{os.urandom(4).hex().upper()}"
+    create = ("secrets", "create", name, "--host", "api.example.com", "--place", "query", "--label", "team=cli")
+    made = cli.run(*create, given=b"v4lue")[0].decode().strip()
+
+    def shown() -> dict[str, Any]:
+        return next(row for row in cli.json("secrets", "list") if row["id"] == made)
+
+    assert (shown()["places"], shown()["labels"]) == (["query"], {"team": "cli"})
+    (line,) = [line for line in cli.line("secrets", "list").splitlines() if name in line]
+    assert "header query" in line
+    assert "team=cli" in line
+    assert name not in cli.line("secrets", "list", "--sandbox", sandbox)
+    cli.run("secrets", "rotate", made, "--host", "b.example.com", "--place", "body", given=b"v4lue2")
+    assert (shown()["hosts"], shown()["places"], shown()["labels"]) == (["b.example.com"], ["body"], {"team": "cli"})
+    cli.run("secrets", "rotate", made, given=b"v4lue3")
+    assert (shown()["hosts"], shown()["places"]) == (["b.example.com"], ["body"])
+    cli.run("secrets", "revoke", made)
+    assert b"--host" in cli.run("secrets", "create", "X", given=b"x", status=2)[1]
+    both = ("--host", "a.example", "--sandbox", sandbox, "--label", "a=b")
+    assert b"that sandbox alone" in cli.run("secrets", "create", "X", *both, given=b"x", status=2)[1]
+
+
 def test_ports(cli: Cli, sandbox: str) -> None:
     address = cli.line("ports", "expose", sandbox, "8123", "--access", "link", "--hours", "1")
     assert address.startswith("https://")

@@ -10,7 +10,16 @@ import click
 from ..client import Client, sandbox_path, signed_in
 from ..errors import Failure
 from ..output import ago, json_option, json_print, table_print
+from ..values import Pair
 
+host_option = click.option("--host", "hosts", multiple=True, help="Where it may be sent; repeatable.")
+place_option = click.option(
+    "--place",
+    "places",
+    multiple=True,
+    type=click.Choice(("path", "query", "body")),
+    help="Put it into this part of requests, too, and not into header values only; repeatable.",
+)
 sandbox_option = click.option("--sandbox", help="Of this sandbox alone. Default: of the organization.")
 
 
@@ -30,20 +39,49 @@ async def list_secrets(client: Client, sandbox: str | None, as_json: bool) -> No
     if as_json:
         json_print(rows)
         return
-    cells = [(row["id"], row["name"], " ".join(row["hosts"]), row["version"], ago(row["created_at"])) for row in rows]
-    table_print(cells, ("ID", "NAME", "HOSTS", "VERSION", "AGE"))
+    cells = [
+        (
+            row["id"],
+            row["name"],
+            " ".join(row["hosts"]),
+            " ".join(["header", *row["places"]]),
+            row["sandbox"] or " ".join(f"{name}={value}" for name, value in row["labels"].items()) or "all",
+            row["version"],
+            ago(row["created_at"]),
+        )
+        for row in rows
+    ]
+    table_print(cells, ("ID", "NAME", "HOSTS", "PLACES", "FOR", "VERSION", "AGE"))
 
 
 @secrets.command("create")
 @click.argument("name")
-@click.option("--host", "hosts", multiple=True, required=True, help="Where it may be sent; repeatable.")
+@host_option
+@place_option
 @sandbox_option
+@click.option("--label", "labels", type=Pair(), multiple=True, help="Only for sandboxes with this label; repeatable.")
 @json_option
 @signed_in
-async def create_secret(client: Client, name: str, hosts: tuple[str, ...], sandbox: str | None, as_json: bool) -> None:
+async def create_secret(
+    client: Client,
+    name: str,
+    hosts: tuple[str, ...],
+    places: tuple[str, ...],
+    sandbox: str | None,
+    labels: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
     """Make one. Its value is read from standard input, or asked for."""
-    body: dict[str, Any] = {"name": name, "value": _value(), "hosts": list(hosts)}
+    if not hosts:
+        raise click.UsageError("where may it be sent? Say so with --host, once for each host")
+    if sandbox is not None and labels:
+        raise click.UsageError(
+            "--label is for the organization's secrets: one with --sandbox is for that sandbox alone"
+        )
     path = "/api/v1/secrets" if sandbox is None else sandbox_path((await client.sandbox(sandbox))["id"], "secrets")
+    body: dict[str, Any] = {"name": name, "value": _value(), "hosts": list(hosts), "places": list(places)}
+    if labels:
+        body["labels"] = dict(labels)
     made = await client.call("POST", path, body)
     if as_json:
         json_print(made)
@@ -53,10 +91,20 @@ async def create_secret(client: Client, name: str, hosts: tuple[str, ...], sandb
 
 @secrets.command("rotate")
 @click.argument("secret_id")
+@host_option
+@place_option
 @signed_in
-async def rotate_secret(client: Client, secret_id: str) -> None:
-    """Give one another value, which holds at once. The value is read from standard input, or asked for."""
-    made = await client.call("POST", f"/api/v1/secrets/{secret_id}/rotate", {"value": _value()})
+async def rotate_secret(client: Client, secret_id: str, hosts: tuple[str, ...], places: tuple[str, ...]) -> None:
+    """Give one another value, which holds at once. The value is read from standard input, or asked for.
+
+    Its hosts and places stay as they are, unless others are given.
+    """
+    body: dict[str, Any] = {"value": _value()}
+    if hosts:
+        body["hosts"] = list(hosts)
+    if places:
+        body["places"] = list(places)
+    made = await client.call("POST", f"/api/v1/secrets/{secret_id}/rotate", body)
     click.echo(made["version"])
 
 

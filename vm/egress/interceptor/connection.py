@@ -38,6 +38,9 @@ _HIGH = 2**20  # bytes that may wait for one side before the other is not read a
 _HIGHEST = 16 * 2**20  # where both wait for each other
 _OF_THE_CONNECTION = ("ntlm", "negotiate")
 """Ways to log in that hold for a connection rather than for a request."""
+_SECOND = (
+    64 * 2**20
+)  # bytes of a turn that a second of work stands for: what is looked through and encrypted takes long
 _MODE = mode_specs.ProxyMode.parse("regular")
 
 
@@ -58,6 +61,24 @@ def make_options() -> mitmproxy_options.Options:
     # WebSockets go through as bytes, which vm.egress.interceptor.frames looks through: mitmproxy keeps whole messages
     options.update(upstream_cert=False, websocket=False, rawtcp=True, http3=False, tcp_timeout=_IDLE)
     return options
+
+
+class _Reading:
+    """One end's, which waits for its machine's turn."""
+
+    def __init__(self) -> None:
+        self._may = asyncio.Event()
+        self._may.set()
+
+    def park(self) -> None:
+        self._may.clear()
+
+    def unpark(self) -> None:
+        self._may.set()
+
+    async def turn(self) -> None:
+        """Return when it may go on."""
+        await self._may.wait()
 
 
 class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is not installed where this is checked
@@ -88,6 +109,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._handed = handed
         self._minting = minting
         self._verifying = verifying
+        self._share = machine.share
+        self._readings = {True: _Reading(), False: _Reading()}
+        self._worked = 0.0
         self._exchanges = Exchanges(handed, machine, hooks, tell)
         context = self.layer.context
         context.server.address = (str(handed.address or "0.0.0.0"), handed.port)  # noqa: S104 (never dialled)
@@ -116,6 +140,8 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
             await super().handle_client()
         finally:
             self._exchanges.held.close()
+            for reading in self._readings.values():
+                self._share.leave(reading)
 
     def abort(self) -> None:
         """End it at once."""
@@ -206,10 +232,20 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     # -- bounds
 
+    async def server_event(self, event: Any) -> None:
+        """All that mitmproxy does for the connection, without a pause."""
+        began = time.perf_counter()
+        await super().server_event(event)
+        self._worked += time.perf_counter() - began
+
     async def drain_writers(self) -> None:
-        """Called after each read: go on reading once there is room for what was read."""
+        """Called after each read: go on reading once there is room for what was read, and when it is our turn."""
         await super().drain_writers()
         from_client = self.transports[self.client].handler is asyncio.current_task()
+        reading = self._readings[from_client]
+        worked, self._worked = self._worked, 0.0
+        self._share.spend(reading, int(worked * _SECOND))
+        await reading.turn()
         while True:
             held = waiting(self._http, from_client=from_client)
             if held is None or held > _HIGHEST:

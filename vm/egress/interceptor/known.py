@@ -12,6 +12,7 @@ from vm.egress.interceptor.forms import forms
 from vm.egress.interceptor.replace import Replacements
 from vm.egress.policy import Policy
 from vm.egress.secrets import Bindings
+from vm.egress.turns import Share, Turns
 
 _RETIRED = 64
 _HOOKING = 4  # calls of hooks at a time: those of other machines must not wait for all of one's
@@ -28,11 +29,12 @@ class Scrubber:
 class Machine:
     """One machine. Values that it had before are looked for in answers still: somebody may remember them."""
 
-    def __init__(self, policy: Policy, secrets: Sequence[Secret]) -> None:
+    def __init__(self, policy: Policy, secrets: Sequence[Secret], turns: Turns) -> None:
         self.policy = policy
         self.secrets = tuple(secrets)
         self.hooking = asyncio.Semaphore(_HOOKING)
         self.room = Budget(OF_MACHINE, within=ALL)
+        self.share = Share(turns)
         self._retired: list[Secret] = []
         self._bindings = Bindings(secrets)
         self.scrubber = self._scrubber()

@@ -25,6 +25,7 @@ from vm.egress.interceptor.known import Machine
 from vm.egress.interceptor.layers import install
 from vm.egress.journal import Passage
 from vm.egress.policy import Policy
+from vm.egress.turns import Turns
 from vm.node import wire
 
 log = logging.getLogger("atoll.interceptor")
@@ -47,6 +48,7 @@ class Service:
         self._verifying: Verifying | None = None
         self._hooks = Hooks()
         self._resting = 0.0
+        self._turns = Turns()
         self._passages: deque[tuple[str, Passage]] = deque()
         self._waiting: Counter[str] = Counter()
         self._lost = 0
@@ -84,7 +86,7 @@ class Service:
             secrets = [Secret(**secret) for secret in order["secrets"]]
             known = self._machines.get(order["token"])
             if known is None:
-                self._machines[order["token"]] = Machine(policy, secrets)
+                self._machines[order["token"]] = Machine(policy, secrets, self._turns)
             else:
                 known.change(policy, secrets)
 

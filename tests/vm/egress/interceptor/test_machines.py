@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import zlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.vm.egress.interceptor.scene import API, VALUE, Scene, answering, secret
+from tests.vm.egress.interceptor.scene import API, VALUE, Got, Scene, answering, request, secret
 from vm.egress.journal import Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,6 +53,46 @@ async def test_a_machine_s_answers_say_nothing_of_another_s_secrets(scene: Scene
     async with scene.serving(answering(f"200 OK\r\nContent-Length: {len(body)}", body)) as server:
         assert (await scene.ask(server.port, host=API)).body == body
         assert (await neighbour.ask(server.port, host=API)).body == theirs.placeholder.encode()
+
+
+async def endless(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An answer that never ends, of which the interceptor has far more work than we have: it packs it anew."""
+    packer = zlib.compressobj(wbits=31)
+    piece = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(random.randbytes(40_000).hex().encode()) + packer.flush(zlib.Z_FULL_FLUSH)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        await writer.drain()
+        piece = again
+
+
+async def test_machines_take_turns_however_many_connections_one_has(scene: Scene, neighbour: Scene) -> None:
+    """Sixteen downloads of one and a single one of the other: the single one has about half of what passes."""
+    came: Counter[Scene] = Counter()
+
+    async def download(whose: Scene, port: int) -> None:
+        async with whose.talking(API, port) as (reader, writer):
+            writer.write(request("GET /", f"Host: {API}"))
+            while data := await reader.read(65536):
+                came[whose] += len(data)
+
+    for whose in (scene, neighbour):
+        await whose.tell(secret())
+    async with scene.serving(endless) as server, asyncio.timeout(60):
+        whose = [scene] * 16 + [neighbour]
+        downloads = [asyncio.ensure_future(download(one, server.port)) for one in whose]
+        try:
+            while len(server.got) < len(downloads) or not came[neighbour]:
+                await asyncio.sleep(0.05)
+            came.clear()
+            while came.total() < 12_000_000:
+                await asyncio.sleep(0.05)
+        finally:
+            for one in downloads:
+                one.cancel()
+            await asyncio.wait(downloads)
+    assert 0.3 < came[neighbour] / came.total() < 0.7, came
 
 
 async def test_an_authority_of_a_company_is_trusted_where_the_administrator_says_so(
