@@ -66,6 +66,7 @@ async def guest_client(dial: Dial, *, authority: Path, pid: int | None = None) -
         max_field_size=HEAD_BYTES,
         read_bufsize=_PIECE,
         headers={"User-Agent": "Atoll"},
+        skip_auto_headers=("Content-Type",),  # a body is what its sender says it is, or nothing
     )
     try:
         yield GuestClient(session, connector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
@@ -136,17 +137,22 @@ class UnixPipe(Pipe, asyncssh.SSHUNIXSession[bytes]):
     """A forwarded unix socket, or a connection to the client's agent."""
 
 
-async def relay(pipe: Pipe, call: GuestCall) -> None:
-    """Carry bytes both ways until either side has ended it. Unavailable, ChannelClosed where one broke off."""
+async def relay(pipe: Pipe, call: GuestCall, used: Callable[[], None]) -> None:
+    """Carry bytes both ways until either side has ended it. Unavailable, ChannelClosed where one broke off.
+
+    `used` is called with each piece.
+    """
 
     async def inwards() -> None:
         while data := await pipe.read():
+            used()
             await call.write(data)
         await call.end_input()
         await asyncio.Event().wait()  # the other direction says when all is over
 
     async def outwards() -> None:
         while data := await call.read(PIECE):
+            used()
             await pipe.write(data)
         pipe.end()
 

@@ -49,7 +49,7 @@ async def _carry(guest: Guest, pipe: Pipe, call: GuestCall) -> None:
     async with call:
         try:
             await pipe.opened()
-            await relay(pipe, call)
+            await relay(pipe, call, guest.used)
             pipe.close()
         except (DomainError, ChannelClosed):
             pipe.abort()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from django.db import DatabaseError
@@ -136,7 +136,9 @@ class Relay:
                     status = 503 if isinstance(error, Unavailable | QuotaExceeded) else 502
                     return await self._refuse(status, error.message)
             assert self._upstream is not None  # noqa: S101 (for the type checker)
-            exchange = _Exchange(self._visitor, self._upstream, request, body, for_visitor)
+            exchange = _Exchange(
+                self._visitor, self._upstream, request, body, for_visitor, lambda: activity.note(exposure.sandbox)
+            )
             try:
                 goes_on = await exchange.run()
             except _NoAnswer as error:
@@ -200,6 +202,9 @@ _REASONS = {
 }
 
 
+_CLAIMS = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+
+
 def _target(exposure: Exposure) -> str:
     return f"port {exposure.port}" if exposure.port is not None else f"process {exposure.pid}"
 
@@ -212,7 +217,13 @@ class _Exchange:
     """One request and its answer. `reusable`, afterwards: whether the server's connection takes another one."""
 
     def __init__(
-        self, visitor: Visitor, upstream: Upstream, request: Request, body: Body, for_visitor: Headers
+        self,
+        visitor: Visitor,
+        upstream: Upstream,
+        request: Request,
+        body: Body,
+        for_visitor: Headers,
+        used: Callable[[], None],
     ) -> None:
         self.reusable = False
         self._visitor = visitor
@@ -220,6 +231,7 @@ class _Exchange:
         self._request = request
         self._body = body
         self._for_visitor = for_visitor
+        self._used = used
         self._sent = False
         self._failed: BadMessage | None = None
 
@@ -229,7 +241,7 @@ class _Exchange:
         _NoAnswer, BadMessage, Gone; Unavailable in the middle of an answer.
         """
         try:
-            await self._upstream.call.write(http1.request_head(self._request, self._added()))
+            await self._upstream.call.write(http1.request_head(_without_claims(self._request), self._added()))
         except Unavailable as error:
             raise _NoAnswer("the connection broke off") from error
         # Beside the answer, which may come before the request has ended, or instead of its rest
@@ -244,7 +256,6 @@ class _Exchange:
             await ended(sending)
 
     def _added(self) -> Headers:
-        # What a visitor says of himself here is not believed
         added: list[tuple[bytes, bytes]] = [
             (b"X-Forwarded-For", self._visitor.address.encode()),
             (b"X-Forwarded-Proto", b"https"),
@@ -257,7 +268,7 @@ class _Exchange:
     async def _send(self) -> None:
         """The request's body; then see to it that a visitor who leaves is noticed."""
         try:
-            await _carry(self._visitor.source, self._body, self._upstream.call.write)
+            await _carry(self._visitor.source, self._body, self._upstream.call.write, self._used)
         except Unavailable:
             return  # the server takes no more, and may have answered all the same
         except BadMessage as error:
@@ -280,8 +291,8 @@ class _Exchange:
             await self._visitor.send(http1.response_head(response, upgraded))
             await asyncio.wait([sending])
             await first_of(
-                _carry(self._visitor.source, Body(Ends.CLOSE), self._upstream.call.write),
-                _carry(self._upstream.source, Body(Ends.CLOSE), self._visitor.send),
+                _carry(self._visitor.source, Body(Ends.CLOSE), self._upstream.call.write, self._used),
+                _carry(self._upstream.source, Body(Ends.CLOSE), self._visitor.send, self._used),
             )
             return False
         body = response.body(self._request.method)
@@ -291,11 +302,13 @@ class _Exchange:
         added: Headers = (*self._for_visitor, *(() if goes_on else ((b"Connection", b"close"),)))
         if in_chunks:
             await self._visitor.send(http1.response_head(response, (*added, (b"Transfer-Encoding", b"chunked"))))
-            await _carry(self._upstream.source, body, self._send_chunk)
+            await _carry(self._upstream.source, body, self._send_chunk, self._used)
             await self._visitor.send(b"0\r\n\r\n")
         else:
             # A small answer is one piece
-            await _carry(self._upstream.source, body, self._visitor.send, http1.response_head(response, added))
+            await _carry(
+                self._upstream.source, body, self._visitor.send, self._used, http1.response_head(response, added)
+            )
         # Where the request has not ended its rest would be taken for another one
         self.reusable = self._sent and response.keeps and body.ends is not Ends.CLOSE
         return self._sent and goes_on
@@ -320,8 +333,22 @@ class _Exchange:
             await self._visitor.send(http1.response_head(response, ()))
 
 
-async def _carry(source: Source, body: Body, send: Callable[[bytes], Awaitable[None]], head: bytes = b"") -> None:
-    """A body, up to its end, behind its head. BadMessage where it breaks off; what `send` raises."""
+def _without_claims(request: Request) -> Request:
+    """The request without what a visitor says of his own way here: nobody vouches for it."""
+    return replace(request, headers=tuple(one for one in request.headers if one[0].lower() not in _CLAIMS))
+
+
+async def _carry(
+    source: Source,
+    body: Body,
+    send: Callable[[bytes], Awaitable[None]],
+    used: Callable[[], None],
+    head: bytes = b"",
+) -> None:
+    """A body, up to its end, behind its head. BadMessage where it breaks off; what `send` raises.
+
+    `used` is called with each piece: what goes on for hours is use for hours.
+    """
     left = body.length
     chunks = Chunks()
     if head and (body.ends is Ends.NONE or not source.holds):
@@ -334,13 +361,14 @@ async def _carry(source: Source, body: Body, send: Callable[[bytes], Awaitable[N
             if body.ends is Ends.CLOSE:
                 break
             raise BadMessage("the body broke off")
+        used()
         if body.ends is Ends.LENGTH:
             left -= len(piece)
         elif body.ends is Ends.CHUNKED:
-            used = chunks.feed(piece)
-            if used < len(piece):
-                source.put_back(piece[used:])
-                piece = piece[:used]
+            taken = chunks.feed(piece)
+            if taken < len(piece):
+                source.put_back(piece[taken:])
+                piece = piece[:taken]
         await send(head + piece)
         head = b""
     if head:

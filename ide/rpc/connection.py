@@ -92,6 +92,7 @@ class Connection:
         self.gates: dict[int, asyncio.Event] = {}
         self.outputs: dict[int, list[asyncio.Task[None]]] = {}
         self.killed: set[int] = set()
+        self.quiet_since: dict[asyncio.Task[Any], float] = {}
         self.running = asyncio.Semaphore(MAX_RUNNING)
         self.closing = False
         self._reason = ""

@@ -50,6 +50,12 @@ def _had_by(sandbox: Sandbox) -> QuerySet[Secret]:
     return Secret.objects.filter(Q(sandbox=None) | Q(sandbox=sandbox), organization_id=sandbox.organization_id)
 
 
+def has_placeholder(sandbox: Sandbox, name: object) -> bool:
+    """Whether a variable of that name in its guest is a secret's."""
+    delivery = SecretDelivery.objects.filter(sandbox=sandbox).first()
+    return delivery is not None and name in delivery.names
+
+
 def behind(*, organization_id: int | None = None, machines: Sequence[MachineId] = ()) -> list[Sandbox]:
     """Sandboxes that are to be told of their secrets: a change has not reached them, or they are among `machines`.
 

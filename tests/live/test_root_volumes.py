@@ -108,6 +108,53 @@ async def shell_after_restart(node: Node, machine: str, root: str) -> None:
     assert await shell(node, machine, "cat state") == "before"
 
 
+async def test_a_disk_larger_than_usual_stays_so(node: Node) -> None:
+    """Of a machine that began with a larger snapshot: over starts, snapshots of it at rest and running, and forks."""
+    volume, base, machine, fork = new(), new(), new(), new()
+    size = "lsblk -bdno SIZE $(findmnt -no SOURCE /)"
+    taken_of: list[str] = []
+
+    async def taken_now(one: str) -> None:
+        snapshot = new()
+        assert (await node.machine_snapshot(one, snapshot)).capacity == 15 * 2**30
+        taken_of.append(snapshot)
+
+    await node.volume_create(volume, capacity=15 * 2**30, source=SYSTEM)
+    await node.volume_snapshot(volume, base)
+    await node.volume_remove(volume)
+    await rooted(node, machine, base)
+    await shell(node, machine, "echo kept > kept; sync")
+    for _ in range(2):
+        await node.machine_stop(machine)
+        await taken_now(machine)
+        await rooted(node, machine, base)
+        assert await shell(node, machine, f"cat kept; {size}") == f"kept\n{15 * 2**30}"
+        await taken_now(machine)
+        assert await shell(node, machine, f"head -c 9000000 /dev/zero > zero; sync; {size}") == str(15 * 2**30)
+    await node.machine_fork(machine, spec(fork))
+    assert (await node.machine_wait(fork, timeout=BOOT)).state is MachineState.READY
+    await taken_now(fork)
+    assert await shell(node, fork, size) == str(15 * 2**30)
+    await free(node, machine, fork)
+    for snapshot in (base, *taken_of):
+        await node.volume_remove(snapshot)
+
+
+async def test_a_root_volume_that_grew_leaves_larger_forks(node: Node) -> None:
+    """Its fork's disk is as large as it has become, and so is a snapshot of that."""
+    volume, machine, fork, snapshot = (new() for _ in range(4))
+    await node.volume_create(volume, capacity=10 * 2**30, source=SYSTEM)
+    await rooted(node, machine, volume)
+    await node.volume_grow(volume, capacity=14 * 2**30)
+    await node.machine_fork(machine, spec(fork))
+    assert (await node.machine_wait(fork, timeout=BOOT)).state is MachineState.READY
+    assert (await node.machine_snapshot(fork, snapshot)).capacity == 14 * 2**30
+    assert await shell(node, fork, "lsblk -bdno SIZE $(findmnt -no SOURCE /)") == str(14 * 2**30)
+    await free(node, machine, fork)
+    for one in (volume, snapshot):
+        await node.volume_remove(one)
+
+
 async def test_what_is_not_bootable(node: Node) -> None:
     """An empty volume is refused before anything is started."""
     volume = new()

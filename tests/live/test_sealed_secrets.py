@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,21 @@ def installation() -> Iterator[Installation]:
         running.stop()
 
 
-@pytest.fixture(scope="module")
-def rest(installation: Installation) -> Iterator[httpx.Client]:
-    """The administrator's browser: the token that is printed may not change what is the organization's."""
+@contextmanager
+def browser(installation: Installation) -> Iterator[httpx.Client]:
+    """The administrator's: the token that is printed may not change what is the organization's."""
     with httpx.Client(timeout=60) as client:
         link = installation.command("login-link").strip()
         client.get(link)
         client.post(link, data={"csrfmiddlewaretoken": client.cookies["atoll_csrf"]})
         client.headers["X-CSRFToken"] = client.cookies["atoll_csrf"]
         client.base_url = httpx.URL(f"{installation.url}/api/v1")
+        yield client
+
+
+@pytest.fixture(scope="module")
+def rest(installation: Installation) -> Iterator[httpx.Client]:
+    with browser(installation) as client:
         yield client
 
 
@@ -83,10 +90,14 @@ def files_with(place: Path, what: bytes) -> list[str]:
     return found
 
 
-def workspace(rest: httpx.Client, name: str) -> str:
-    made: str = rest.post("/sandboxes", json={"name": name}).raise_for_status().json()["id"]
-    until(lambda: state(rest, made) == "running", "it does not run")
+def workspace(rest: httpx.Client, name: str, **wanted: Any) -> str:
+    made: str = rest.post("/sandboxes", json={"name": name, **wanted}).raise_for_status().json()["id"]
+    becomes(rest, made, "running")
     return made
+
+
+def becomes(rest: httpx.Client, sandbox: str, wanted: str) -> None:
+    until(lambda: state(rest, sandbox) == wanted, f"it is not {wanted}")
 
 
 def state(rest: httpx.Client, sandbox: str) -> Any:
@@ -242,6 +253,66 @@ def test_the_whole_way(outside: Installation, web: Web, monkeypatch: pytest.Monk
         assert say(API, key=placeholder, own="--insecure") == (f"you said {placeholder}", placeholder)
         assert say(API, own="--insecure") == ("you said", "")
     assert files_with(outside.data, VALUE.encode()) == []
+
+
+def test_secrets_go_with_a_workspace_through_all_that_becomes_of_it(
+    outside: Installation, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspend, a fork, a stop, snapshots with memory and without, and a host that goes down: each time its host gets
+    the value, the guest has a placeholder, and no image or file holds more."""
+    for name, value in outside.client_environment().items():
+        monkeypatch.setenv(name, value)
+    sdk = DenoDeploy()
+
+    def arrives(sandbox: str, placeholder: str = "") -> str:
+        """Ask with what the guest has now; that, which is `placeholder` if one is named."""
+        command = f'printf %s "$LASTING," && curl -sS -m 60 -H "X-Key: $LASTING" https://{API}:{web.port}/'
+        held, _, said = in_guest(sdk, sandbox, command).strip().partition(",")
+        assert PLACEHOLDER.fullmatch(held.encode())
+        assert (said, web.keys[-1]) == (f"you said {held}", (API, VALUE))
+        assert not placeholder or held == placeholder
+        return held
+
+    with browser(outside) as rest:
+        body = {"name": "LASTING", "value": VALUE, "hosts": [API]}
+        secret = rest.post("/secrets", json=body).raise_for_status().json()["id"]
+        here = workspace(rest, "lasting", allow_net=[API])
+        held = arrives(here)
+
+        rest.post(f"/sandboxes/{here}/suspend").raise_for_status()
+        becomes(rest, here, "suspended")
+        rest.post(f"/sandboxes/{here}/resume").raise_for_status()
+        becomes(rest, here, "running")
+        arrives(here, held)
+
+        fork = rest.post(f"/sandboxes/{here}/fork", json={}).raise_for_status().json()["id"]
+        becomes(rest, fork, "running")
+        arrives(fork, held)
+        rest.delete(f"/sandboxes/{fork}").raise_for_status()
+
+        for slug, memory in (("lasting-disk", False), ("lasting-memory", True)):
+            rest.post(f"/sandboxes/{here}/snapshot", json={"slug": slug, "memory": memory}).raise_for_status()
+            booted = workspace(rest, slug, root=slug, allow_net=[API])
+            arrives(booted)
+            assert in_guest(sdk, here, "printf %s $LASTING") == held
+            rest.delete(f"/sandboxes/{booted}").raise_for_status()
+
+        rest.post(f"/sandboxes/{here}/stop").raise_for_status()
+        becomes(rest, here, "stopped")
+        rest.post(f"/sandboxes/{here}/start").raise_for_status()
+        becomes(rest, here, "running")
+        arrives(here)
+
+        outside.stop()
+        assert "1 sandbox suspended" in outside.output
+        outside.start()
+        rest.post(f"/sandboxes/{here}/resume").raise_for_status()
+        becomes(rest, here, "running")
+        arrives(here)
+
+        assert files_with(outside.data, VALUE.encode()) == []
+        rest.delete(f"/sandboxes/{here}").raise_for_status()
+        rest.delete(f"/secrets/{secret}").raise_for_status()
 
 
 def _told(installation: Installation) -> bool:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
+import hashlib
 import http.server
+import io
+import json
 import os
 import secrets
 import signal
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +26,7 @@ from tests.live.nodes import BOOT, NodeProcess, execute, spec
 from tests.live.upstreams import Upstreams
 from tests.vm.egress.interceptor.scene import Authority
 from vm.api import EgressPolicy, MachineState, Node, Secret
+from vm.host.run import run
 
 pytestmark = pytest.mark.live
 
@@ -144,6 +152,104 @@ async def test_a_denial_over_tls_is_read_in_the_guest(node: Node, machine: str) 
     """curl prints which rule it was and what to do."""
     code, said = await execute(node, machine, "curl", "-sS", "-m", "60", "https://bad.example/", timeout=120)
     assert (code, b'add "bad.example:443"' in said) == (0, True), said
+
+
+PACKAGE = "hello-private"
+PROGRAMS = {
+    "git": "git clone -q https://robot:$TOKEN@{place}/code.git && git -C code log --format=%s | grep 'private commit'",
+    "pip": "pip download -q --no-deps -i https://robot:$TOKEN@{place}/simple/ hello-private && ls hello_private-1.0*",
+    "npm": "echo '//{place}/npm/:_authToken=${{TOKEN}}' > .npmrc && "
+    "npm pack --registry=https://{place}/npm/ hello-private && ls hello-private-1.0.0.tgz",
+}
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory, web: Web) -> Iterator[str]:
+    """`host:port` of a Git repository and of registries like pip's and npm's, for who brings the value."""
+    place = tmp_path_factory.mktemp("private")
+    work, bare = place / "work", place / "code.git"
+    run(["git", "init", "-q", work])
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+    run(["git", "-C", work, *author, "commit", "-q", "--allow-empty", "-m", "a private commit"])
+    run(["git", "clone", "-q", "--bare", work, bare])
+    run(["git", "-C", bare, "update-server-info"])
+
+    wheel = "hello_private-1.0-py3-none-any.whl"
+    (place / "simple" / PACKAGE).mkdir(parents=True)
+    with zipfile.ZipFile(place / "simple" / PACKAGE / wheel, "w") as file:
+        about = "hello_private-1.0.dist-info"
+        file.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: hello-private\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+    (place / "simple" / PACKAGE / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
+
+    (place / "npm").mkdir()
+    with tarfile.open(place / "npm" / "packed.tgz", "w:gz") as packed:
+        manifest = json.dumps({"name": PACKAGE, "version": "1.0.0"}).encode()
+        member = tarfile.TarInfo("package/package.json")
+        member.size = len(manifest)
+        packed.addfile(member, io.BytesIO(manifest))
+
+    class Private(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            kind, _, told = self.headers.get("Authorization", "").partition(" ")
+            known = (kind, told) == ("Bearer", VALUE)
+            if known or (kind == "Basic" and base64.b64decode(told) == f"robot:{VALUE}".encode()):
+                super().do_GET()
+                return
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="private"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Private, directory=str(place)))
+    server.socket = web.authority.context(API).wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    here = f"{API}:{server.server_address[1]}"
+    tarball = (place / "npm" / "packed.tgz").read_bytes()
+    digest = base64.b64encode(hashlib.sha512(tarball).digest()).decode()
+    dist = {"tarball": f"https://{here}/npm/packed.tgz", "integrity": f"sha512-{digest}"}
+    version = {"name": PACKAGE, "version": "1.0.0", "dist": dist}
+    (place / "npm" / PACKAGE).write_text(
+        json.dumps({"name": PACKAGE, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}})
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield here
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_private_registries_are_reached_with_a_secret(
+    node: Node, machine: str, private: str, program: str
+) -> None:
+    """By name and password in the URL, and by a token in a file: what the guest has of it is the placeholder."""
+    command = PROGRAMS[program].format(place=private)
+    script = f"cd $(mktemp -d) && ({command}) 2>&1"
+    code, said = await execute(node, machine, "timeout", "180", "sh", "-c", script, timeout=200)
+    assert code == 0, said.decode()
+    # Without the value there is nothing to be had
+    refused = script.replace("$TOKEN", "nothing").replace("${TOKEN}", "nothing")
+    code, said = await execute(
+        node,
+        machine,
+        "env",
+        "GIT_TERMINAL_PROMPT=0",
+        "PIP_NO_INPUT=1",
+        "timeout",
+        "180",
+        "sh",
+        "-c",
+        refused,
+        timeout=200,
+    )
+    assert code not in (0, 124), said.decode()
 
 
 def _interceptors() -> list[int]:

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.live.nodes import NodeProcess, boot
+from tests.live.nodes import NodeProcess, boot, spec
 from tests.live.test_volumes import new, shell, started
-from vm.api import MachineState, Node, VolumeMount
+from vm.api import MachineState, Node, StopReason, VolumeMount
 from vm.errors import VolumeBusy, VolumeDamaged
 
 pytestmark = pytest.mark.live
@@ -66,11 +66,8 @@ async def test_of_a_volume_in_use(node: Node, process: NodeProcess) -> None:
     assert list((process.data / "disks").glob("*.qcow2")) == []
 
 
-async def test_a_bit_that_has_flipped(node: Node, process: NodeProcess) -> None:
-    """What is not what was written is refused, with the reason, before anything is started from it."""
-    volume, snapshot, machine = new(), new(), new()
-    await node.volume_create(volume, capacity=10**9)
-    await node.volume_snapshot(volume, snapshot)
+async def flip(process: NodeProcess, snapshot: str) -> None:
+    """Change one bit in the uppermost layer of a snapshot once that is sealed, and start the node anew."""
     layer = json.loads((process.data / "volumes" / f"{snapshot}.json").read_text())["layers"][0]
     disk = process.data / "disks" / f"{layer}.qcow2"
     async with asyncio.timeout(60):
@@ -85,12 +82,44 @@ async def test_a_bit_that_has_flipped(node: Node, process: NodeProcess) -> None:
     os.utime(disk, ns=(before.st_atime_ns, before.st_mtime_ns))
     process.stop()
     process.start()
+
+
+async def test_a_bit_that_has_flipped(node: Node, process: NodeProcess) -> None:
+    """What is not what was written is refused, with the reason, before anything is started from it."""
+    volume, snapshot, machine = new(), new(), new()
+    await node.volume_create(volume, capacity=10**9)
+    await node.volume_snapshot(volume, snapshot)
+    await flip(process, snapshot)
     with pytest.raises(VolumeDamaged):
         await node.volume_create(new(), capacity=10**9, source=snapshot)
     await boot(node, machine)
     with pytest.raises(VolumeDamaged):
         await node.volume_attach(machine, VolumeMount(snapshot, "/x", True))
+    with pytest.raises(VolumeDamaged):
+        await node.volume_attach(machine, VolumeMount(volume, "/x"))  # whose lower layer it is
     await node.machine_stop(machine)
     await node.machine_forget(machine)
     for name in (volume, snapshot):
         await node.volume_remove(name)
+
+
+async def test_a_bit_that_has_flipped_below_a_machine_s_own_disk(node: Node, process: NodeProcess) -> None:
+    """It is not started on a disk that is not what it wrote, and says so; a large one is read beside a start."""
+    snapshot, machine = new(), new()
+    await boot(node, machine)
+    await node.machine_stop(machine)
+    await node.machine_snapshot(machine, snapshot)
+    await boot(node, machine)
+    await node.machine_stop(machine)
+    await flip(process, snapshot)
+    async with asyncio.timeout(120):
+        while True:
+            await node.machine_start(spec(machine))
+            info = await node.machine_wait(machine, timeout=60)
+            if info.state is not MachineState.READY:
+                break
+            await node.machine_stop(machine)
+    assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.BOOT_FAILED)
+    assert "not what was written" in info.detail
+    await node.machine_forget(machine)
+    await node.volume_remove(snapshot)

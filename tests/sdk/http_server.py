@@ -44,7 +44,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     headers: dict[str, str] = {}
     while (line := await reader.readline()) != b"\r\n":
         name, _, value = line.decode("latin-1").partition(":")
-        headers[name.lower()] = value.strip()
+        name, before = name.lower(), headers.get(name.lower())
+        headers[name] = value.strip() if before is None else f"{before}, {value.strip()}"
 
     def head(status: str, *more: str) -> None:
         writer.write("\r\n".join([f"HTTP/1.1 {status}", *more, "", ""]).encode())

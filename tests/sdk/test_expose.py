@@ -80,15 +80,21 @@ def client(url: str, tls: ssl.SSLContext) -> Iterator[httpx.Client]:
 
 def test_a_request_arrives_as_it_is(client: httpx.Client, url: str) -> None:
     """Method, target, headers and body; what the visitor says of himself as a proxy would is replaced."""
-    answer = client.post(
-        "/p%20a?q=1&q=%32", content=b"x" * 1000, headers={"X-Mine": "yes", "X-Forwarded-For": "6.6.6.6"}
-    )
+    claims = {
+        "Forwarded": "for=6.6.6.6",
+        "X-Forwarded-For": "6.6.6.6",
+        "X-Forwarded-Proto": "http",
+        "X-Forwarded-Host": "bank.example",
+    }
+    answer = client.post("/p%20a?q=1&q=%32", content=b"x" * 1000, headers={"X-Mine": "yes", **claims})
 
     told = answer.json()
     assert (told["method"], told["target"], told["size"]) == ("POST", "/p%20a?q=1&q=%32", 1000)
     assert told["headers"]["x-mine"] == "yes"
     assert told["headers"]["x-forwarded-for"] == "127.0.0.1"
     assert told["headers"]["x-forwarded-proto"] == "https"
+    assert told["headers"]["x-forwarded-host"] == told["headers"]["host"]
+    assert "forwarded" not in told["headers"]
     assert told["headers"]["host"] == url.removeprefix("https://")
     assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
     assert client.head("/").content == b""

@@ -213,6 +213,7 @@ class Booting:
         if record.origin in (Origin.RESUME, Origin.FORK) or not record.fresh:
             if record.origin not in (Origin.RESUME, Origin.FORK):
                 record.origin = Origin.COLD
+                await self._volumes.require_unchanged(record.disks[1:])
             return
         if await self._from_template(record):
             return

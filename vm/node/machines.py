@@ -133,7 +133,10 @@ class Machines:
         # Its disk lies over the image it was made from, whatever is asked for now
         wanted = before.record.image if before and own else spec.image or self.config.image
         image = image_find(self.config.image_cache, root.image if root else wanted)
-        if root is not None:
+        if before is not None and own:
+            # As large as it has become, with a root that was larger or has grown
+            spec = replace(spec, disk_gib=max(spec.disk_gib, before.record.spec.disk_gib))
+        elif root is not None:
             spec = replace(spec, disk_gib=max(spec.disk_gib, -(-root.capacity // 2**30)))
         record = self.roster.record(spec, image.hash, secrets)
         if before is not None:

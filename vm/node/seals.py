@@ -63,6 +63,10 @@ class Seals:
                     self._under_way.add(layer)
                     spawn(self._verify_beside(layer), name=f"verify {layer}")
 
+    async def require_unchanged(self, layers: Iterable[LayerId]) -> None:
+        """The same of those that have a seal: layers of a machine's own that nothing was made of have none."""
+        await self.require_whole([layer for layer in layers if self._layout.seal(layer).exists()])
+
     async def _seal(self, layer: LayerId) -> None:
         def take() -> None:
             disk = self._layout.disk(layer)

@@ -232,8 +232,10 @@ class Snapshots:
             source = self._volumes.get(volume)
             if source.frozen:
                 raise VolumeBusy("it is a snapshot: it never changes")
-            if capacity > source.capacity:
-                machine = self._user(volume)
+            machine = self._user(volume)
+            # A guest whose file system could not follow is asked again
+            again = capacity == source.capacity and machine is not None and machine.record.state in _RUNNING
+            if capacity > source.capacity or again:
                 if machine is None:
                     await self._volumes.grow(source, capacity)
                 else:
@@ -251,6 +253,9 @@ class Snapshots:
         )
         source.capacity = capacity
         await self._volumes.keep(source)
+        if not serial:
+            record.spec = replace(record.spec, disk_gib=max(record.spec.disk_gib, -(-capacity // 2**30)))
+            await self._save(record)
         async with asyncio.timeout(_FREEZING):
             answer = await answer_of(channel, "volume.grow", {"serial": serial})
         if "ok" not in answer:

@@ -130,6 +130,7 @@ class Volumes:
         async with self.turn(root):
             volume = self.get(root)
             if not volume.frozen:
+                await self._seals.require_whole(volume.layers[1:])
                 return list(volume.layers)
             await self._seals.require_whole(volume.layers)
             return [own, *volume.layers]
@@ -150,6 +151,7 @@ class Volumes:
         async with self.turn(mount.volume):
             volume = self.get(mount.volume)
             if not mount.read_only:
+                await self._seals.require_whole(volume.layers[1:])
                 return list(volume.layers)
             await self._seals.require_whole(volume.layers)
             with self._layers.fresh() as fresh:
@@ -265,6 +267,10 @@ class Volumes:
     async def require_whole(self, volume: Volume) -> None:
         """Return if its layers are what they were when they became read-only. VolumeDamaged."""
         await self._seals.require_whole(volume.layers)
+
+    async def require_unchanged(self, layers: Sequence[LayerId]) -> None:
+        """Return if those of a machine's layers that became read-only are what they were then. VolumeDamaged."""
+        await self._seals.require_unchanged(layers)
 
     async def sweep(self) -> None:
         """Remove the layers that nobody needs any more."""

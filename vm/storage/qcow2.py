@@ -45,8 +45,12 @@ def overlay_create(
 
 
 def volume_over(volume: Path, *, backing: Path, backing_format: str, size: int, owner: tuple[int, int]) -> None:
-    """An overlay of `size` bytes that outlives a loss of power; else as `overlay_create`."""
+    """An overlay of `size` bytes that outlives a loss of power, never smaller than a disk below it; else as
+    `overlay_create`.
+    """
     with _whole(volume, owner, durable=True) as fresh:
+        if backing_format == "qcow2":
+            size = max(size, _virtual_size(backing))
         run(overlay_create_argv(fresh, backing=backing, backing_format=backing_format, size=str(size)))
 
 
@@ -102,6 +106,15 @@ def volume_empty(volume: Path, *, size: int, owner: tuple[int, int]) -> None:
             run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "lazy_refcounts=on", raw, fresh])
     finally:
         raw.unlink(missing_ok=True)
+
+
+def _virtual_size(disk: Path) -> int:
+    """Bytes that a guest sees of a qcow2 disk, which may be in use (its header: docs/interop/qcow2.rst of QEMU)."""
+    with disk.open("rb") as file:
+        header = file.read(32)
+    if header[:4] != b"QFI\xfb":
+        raise HypervisorError(f"{disk.name} is no disk")
+    return int.from_bytes(header[24:32])
 
 
 @contextmanager

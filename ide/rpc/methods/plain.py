@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ide.rpc.connection import Connection, Method
+from sandboxes.database import in_thread
+from sandboxes.selectors.secrets import has_placeholder
 
 NAMES = [
     "chmod",
@@ -12,7 +14,6 @@ NAMES = [
     "copyFile",
     "envDelete",
     "envGet",
-    "envSet",
     "envToObject",
     "link",
     "lstat",
@@ -39,4 +40,13 @@ def _plain(name: str) -> Method:
     return method
 
 
-METHODS: dict[str, Method] = {name: _plain(name) for name in NAMES}
+async def env_set(connection: Connection, params: dict[str, Any]) -> Any:
+    """Set a variable. That of a secret stays what stands for its value: JavaScript sets what `env` says after a create,
+    and where both name it the secret goes first.
+    """
+    if await in_thread(has_placeholder, connection.sandbox, params.get("key")):
+        return None
+    return await connection.ask("envSet", params)
+
+
+METHODS: dict[str, Method] = {**{name: _plain(name) for name in NAMES}, "envSet": env_set}

@@ -18,7 +18,7 @@ from sandboxes import background
 from sandboxes.errors import DomainError
 from sandboxes.permissions import SYSTEM
 from sandboxes.services import streams
-from sandboxes.services.streams import GuestFailed
+from sandboxes.services.streams import GuestCall, GuestFailed
 
 log = structlog.get_logger("atoll.rpc")
 
@@ -31,7 +31,8 @@ UNASKED = 3.0
 HANDOVERS = 100
 """Times that a drain tries, a tenth of a second apart, to take a pipe over from a reader that gave up."""
 TAIL = 0.5
-"""Seconds for which the answer to `processWait` gives the last output precedence."""
+"""Seconds for which the answer to `processWait` gives the last output precedence, and after which a pipe is quiet."""
+ENDING = frozenset({"SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"})
 
 
 async def spawn(connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _output(
         try:
             async with await connection.guest(method, {"pid": pid}) as call:
                 await call.reply()
-                while data := await call.read():
+                while data := await _read(connection, call):
                     if seen is not None:
                         await seen(data)
                     # Waits while the client does not read; then nobody reads the pipe, and the process waits too.
@@ -122,6 +123,16 @@ def _output(
             raise
 
     return source
+
+
+async def _read(connection: Connection, call: GuestCall) -> bytes:
+    """What comes next, of which the connection knows for how long nothing has."""
+    task: Any = asyncio.current_task()
+    connection.quiet_since[task] = asyncio.get_running_loop().time()
+    try:
+        return await call.read()
+    finally:
+        del connection.quiet_since[task]
 
 
 async def _look(connection: Connection, pid: int, seen: Seen) -> None:
@@ -198,18 +209,28 @@ async def process_wait(connection: Connection, params: dict[str, Any]) -> Any:
     if outputs := connection.outputs.get(pid):
         # A grandchild may hold the pipe open for long.
         _done, open_still = await asyncio.wait(outputs, timeout=TAIL)
-        if pid in connection.killed:
-            # Whoever kills a shell means what it runs as well: he does not wait for the orphans' output.
-            for output in open_still:
-                output.cancel()
+        if pid in connection.killed and open_still:
+            connection.beside(_end_quiet(connection, open_still))
     connection.killed.discard(pid)
     return status
+
+
+async def _end_quiet(connection: Connection, outputs: set[asyncio.Task[None]]) -> None:
+    """Whoever kills a shell means what it runs as well, and does not wait for the orphans: what the process itself has
+    written arrives, however slowly it is taken, and whoever holds the pipe without a word is left alone with it.
+    """
+    while outputs:
+        now = asyncio.get_running_loop().time()
+        for output in outputs:
+            if now - connection.quiet_since.get(output, now) >= TAIL:
+                output.cancel()
+        _done, outputs = await asyncio.wait(outputs, timeout=TAIL / 5)
 
 
 async def process_kill(connection: Connection, params: dict[str, Any]) -> Any:
     """Send a signal."""
     pid = check.integer(params, "pid")
-    if pid in connection.outputs:
+    if pid in connection.outputs and params.get("signal", "SIGTERM") in ENDING:
         connection.killed.add(pid)
     return await connection.ask("processKill", params)
 

@@ -246,6 +246,45 @@ async def test_a_stalled_consumer_holds_its_sender(home: Team, node: FakeNode) -
         await client.call("processKill", pid=ok["pid"], signal="SIGKILL")
 
 
+async def started(client: Client, script: str) -> tuple[int, int]:
+    """Pid and output of a shell that has said `up`."""
+    ok = (await client.call("spawn", command="sh", args=["-c", script], stdout="piped", stderr="null"))["ok"]
+    async with asyncio.timeout(10):
+        while not client.stream(ok["stdoutStreamId"]).startswith(b"up\n"):
+            await asyncio.sleep(0.01)
+    return ok["pid"], ok["stdoutStreamId"]
+
+
+async def test_what_a_killed_process_wrote_arrives_however_late_it_is_taken(home: Team, node: FakeNode) -> None:
+    """A client that takes nothing for a while has all of it afterwards."""
+    async with connected(home) as client:
+        last = "head -c 150000 /dev/zero; exit 3"
+        pid, stream = await started(client, f"trap '{last}' TERM; echo up; while :; do sleep 0.05; done")
+        client.paused = asyncio.Event()
+        killed = await client.begin("processKill", pid=pid, signal="SIGTERM")
+        waiting = await client.begin("processWait", pid=pid)
+        await asyncio.sleep(2.5)
+        client.paused.set()
+        assert (await client.answer(waiting))["result"]["ok"]["code"] == 3
+        await client.answer(killed)
+        await client.until(client.ended(stream))
+        assert len(client.stream(stream)) == len("up\n") + 150_000
+
+
+@pytest.mark.parametrize(("signal", "late"), [("SIGUSR1", b"late\n"), ("SIGTERM", b"")])
+async def test_who_holds_a_pipe_of_a_killed_process_is_left_alone_with_it(
+    home: Team, node: FakeNode, signal: str, late: bytes
+) -> None:
+    """Nobody waits for the output of what a killed shell has left behind; a signal that is no kill changes nothing."""
+    async with connected(home) as client:
+        script = f"trap 'exit 0' {signal[3:]}; (sleep 2; echo late) & echo up; while :; do sleep 0.05; done"
+        pid, stream = await started(client, script)
+        await client.call("processKill", pid=pid, signal=signal)
+        await client.call("processWait", pid=pid)
+        await client.until(client.ended(stream))
+        assert client.stream(stream) == b"up\n" + late
+
+
 async def test_a_connection_has_no_more_processes_than_streams(
     home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

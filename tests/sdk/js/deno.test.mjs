@@ -71,6 +71,9 @@ test("headers and bodies of a request", async () => {
   assert.equal(seen.headers["x-mine"], "yes");
   assert.equal(seen.headers["content-type"], "text/plain");
   assert.equal(seen.headers.host, "127.0.0.1:8322");
+  const plain = await sandbox.fetch(`${BASE}/echo`, { method: "POST", body: new Uint8Array([97, 98]) });
+  const untold = await plain.json();
+  assert.deepEqual([untold.body, untold.headers["content-type"]], ["ab", undefined]);
 });
 
 test("a process sees the host that was asked for", async () => {

@@ -31,7 +31,7 @@ test("shell commands", async () => {
 test("secrets", async () => {
   const value = "v4lue-of-the-javascript-sdk";
   const secrets = { API_KEY: { hosts: ["api.example.com"], value } };
-  const made = await Sandbox.create({ secrets, env: { OTHER: "1" } });
+  const made = await Sandbox.create({ secrets, env: { OTHER: "1", API_KEY: "the secret goes first" } });
   try {
     const placeholder = await made.env.get("API_KEY");
     assert.match(placeholder, /^DENO_SECRET_PLACEHOLDER_[0-9a-f]{32,}$/);

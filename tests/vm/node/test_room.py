@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,7 +92,7 @@ async def test_a_copy_of_memory_needs_room_at_once(host: Any) -> None:
 
 async def test_a_full_disk_is_told_from_a_want_of_memory(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     room, _pool = host()
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=-1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=-1))
     with pytest.raises(HostFull, match="are free on the disk") as refused:
         await room.make(machine(1280).record)
     assert reason_of_full(refused.value) is StopReason.DISK_FULL

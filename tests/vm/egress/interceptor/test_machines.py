@@ -80,8 +80,8 @@ async def test_machines_take_turns_however_many_connections_one_has(scene: Scene
     for whose in (scene, neighbour):
         await whose.tell(secret())
     async with scene.serving(endless) as server, asyncio.timeout(60):
-        whose = [scene] * 16 + [neighbour]
-        downloads = [asyncio.ensure_future(download(one, server.port)) for one in whose]
+        all_of_them = [scene] * 16 + [neighbour]
+        downloads = [asyncio.ensure_future(download(one, server.port)) for one in all_of_them]
         try:
             while len(server.got) < len(downloads) or not came[neighbour]:
                 await asyncio.sleep(0.05)
