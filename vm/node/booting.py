@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -290,10 +291,15 @@ class Booting:
 
     async def drop_memory(self, record: Record) -> None:
         """Remove the memory that the machine was suspended with."""
+        # Under another name first: by the time it is removed the next suspend may have written one
+        past = self._layout.past_memory(record.machine, secrets.token_hex(16))
         await self._roster.written()  # which says that it is not needed any more
+        if record.state in (MachineState.SUSPENDING, MachineState.SUSPENDED):
+            return  # it was started meanwhile, and this is its next one
+        with suppress(OSError):
+            os.rename(self._layout.memory(record.machine), past)
         # Gigabytes: taking them from a file system is no work for the event loop
-        memory = self._layout.memory(record.machine)
-        await self._lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=SAVING)
+        await self._lanes.run("memory", lambda: past.unlink(missing_ok=True), deadline=SAVING, slow=True)
 
     def _came_up(self, machine: Machine) -> None:
         record = machine.record

@@ -6,10 +6,12 @@ What goes on is written down before it does, as in snapshots.py: an empty layer 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vm.api import MachineId
 from vm.errors import VmError, VolumeBusy
 from vm.node.keeper import Machine
 from vm.node.lanes import SAVING
@@ -36,6 +38,7 @@ class Division:
     """Takes the live snapshot of a fork."""
 
     def __init__(self, place: Place, roster: Roster, layers: Layers, volumes: Volumes) -> None:
+        self._layout = place.layout
         self._names = place.names
         self._lanes = place.lanes
         self._roster = roster
@@ -53,7 +56,16 @@ class Division:
         if not await self._divide(original, record, memory):
             log.info("machine %s stands still while it is forked: the host is busy", original.record.machine)
             await self._divide(original, record, memory, standing=True)
+        lane = f"names of {record.machine}"
+        await self._lanes.run(lane, lambda: self._copy_names(original.record.machine, record.machine), deadline=60)
+        self._lanes.forget(lane)
         await self._roster.require_saved(record)
+
+    def _copy_names(self, original: MachineId, fork: MachineId) -> None:
+        """Let the fork know which name each virtual address in its memory stands for, before its record is there."""
+        self._layout.machine(fork).mkdir(mode=0o711, exist_ok=True)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(self._layout.names(original), self._layout.names(fork))
 
     async def _divide(self, original: Machine, record: Record, memory: Path, *, standing: bool = False) -> bool:
         mine = original.record

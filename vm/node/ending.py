@@ -17,6 +17,7 @@ from vm.node.asking import answer_of
 from vm.node.booting import MAX_BOOTS, Booting
 from vm.node.doors import Doors
 from vm.node.keeper import Keeper, Machine
+from vm.node.lanes import TooSlow
 from vm.node.place import Place
 from vm.node.pool import Pool
 from vm.node.roster import WITHOUT_DOMAIN, Roster
@@ -29,6 +30,7 @@ _KILLED: dict[Killed | None, tuple[StopReason, str]] = {
     Killed.BY_ITS_LIMIT: (StopReason.MEMORY_LIMIT, "QEMU reached its memory limit on the host, whose kernel ended it"),
     Killed.BY_THE_HOST: (StopReason.HOST_OUT_OF_MEMORY, "the host ran out of memory, and its kernel ended QEMU"),
 }
+_TRIES = 20
 _SHUTDOWN_PATIENCE = 10.0  # seconds a guest has to write what is dirty: it may be somebody's work
 
 
@@ -124,6 +126,16 @@ class Ending:
             work = self._ended(machine, reason, detail, ask=ask, again=again)
             machine.ending = spawn(work, name=f"end {machine.record.machine}")
 
+    async def _break_off(self, name: str) -> None:
+        """End the save that a domain's lane is busy with, for minutes where the disk is slow; it may just begin."""
+        for _ in range(_TRIES):
+            with suppress(VmError):  # in a lane of its own
+                await self._lanes.run(f"{name}/abort", lambda: domains.domain_save_abort(self._conn, name), deadline=10)
+            with suppress(TooSlow):
+                await self._lanes.run(name, lambda: None, deadline=0.5)
+                break
+        self._lanes.forget(f"{name}/abort")
+
     async def _ended(self, machine: Machine, reason: StopReason, detail: str, *, ask: bool, again: bool) -> None:
         record = machine.record
         if machine in self._roster.queue:
@@ -141,18 +153,15 @@ class Ending:
             await machine.channel.close()
             machine.channel = None
         if record.state is MachineState.SUSPENDING:
-            # In a lane of its own: the machine's is busy with the save, for minutes where the disk is slow
-            name = self._names.of(record.body)
-            with suppress(VmError):
-                await self._lanes.run(f"{name}/abort", lambda: domains.domain_save_abort(self._conn, name), deadline=10)
-            self._lanes.forget(f"{name}/abort")
-        with suppress(VmError):
+            await self._break_off(self._names.of(record.body))
+        with suppress(VmError, OSError):
             # Once more before its domain is gone: the last seconds count too
             await self._keeper.measure(record)
         try:
             await self._starter.release(record)
-        except VmError as error:
-            detail = f"{detail}; not everything of it could be removed: {error.detail}".removeprefix("; ")
+        except (VmError, OSError) as error:
+            why = error.detail if isinstance(error, VmError) else str(error)
+            detail = f"{detail}; not everything of it could be removed: {why}".removeprefix("; ")
             log.exception("machine %s", record.machine)
             again = False
         machine.ending = None

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from vm.api import MachineId, MachineInfo, MachineSpec, MachineState, Origin, Secret
@@ -99,7 +98,7 @@ class Forking:
         await self._lanes.run("memory", remove, deadline=SAVING)
 
     async def _fork(self, original: Machine, machine: Machine) -> None:
-        mine, record = original.record, machine.record
+        record = machine.record
         memory = self._scratch / f"{record.body}.save"
         began = time.monotonic()
         # What is dirty is written before, so that the original stands still for as short as can be
@@ -112,8 +111,6 @@ class Forking:
             what = f"what is mounted at {', '.join(copies)} is a copy of that moment"
             record.note = f"{what}, which goes when it stops"[:300]
         await self._roster.require_saved(record)
-        with suppress(FileNotFoundError):  # its memory knows which name each virtual address stands for
-            shutil.copyfile(self._layout.names(mine.machine), self._layout.names(record.machine))
         record.since = time.time()  # it waits for its turn from here on
         if machine.ending is None and record.state is MachineState.QUEUED:
             self._booting.enqueue(machine)

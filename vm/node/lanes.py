@@ -23,7 +23,7 @@ class Lanes:
     What is `slow` has threads of its own: gigabytes that go to a disk keep no other machine waiting.
     """
 
-    def __init__(self, workers: int = 8, slow: int = 3) -> None:
+    def __init__(self, workers: int = 8, slow: int = 16) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lane")
         self._slow = ThreadPoolExecutor(slow, thread_name_prefix="slow lane")
         self._locks: dict[str, asyncio.Lock] = {}

@@ -82,7 +82,8 @@ class Pool:
     def note(self, size: Size) -> None:
         """A machine of that size was asked for."""
         self._demand.note(size, time.monotonic())
-        self._asked_for.add(size)
+        if self._templates.find(size) is None:
+            self._asked_for.add(size)
         self._nudge.set()
 
     def take(self, size: Size) -> Machine | None:
@@ -207,15 +208,14 @@ class Pool:
             granted=self._granted(),
             waiting=waiting,
             baked=self._templates.sizes(),
-            to_bake=[size for size in to_bake if self._templates.may_bake(size)],
+            # One for which there is no room keeps nobody from the clones of others
+            to_bake=[size for size in to_bake if self._templates.may_bake(size) and self._room(size)],
         )
         if step is None:
             return False
         if step.what == "drop":
             await self.drop(next(machine for machine in self._waiting if size_of(machine.record) == step.size))
         elif step.what == "bake":
-            if not self._room(step.size):
-                return False
             self._asked_for.discard(step.size)
             await self._templates.bake(step.size)
         elif time.monotonic() < self._retry_at or not self._room(step.size):

@@ -98,7 +98,7 @@ class Starter:
             record.stages.clear()
             record.tap = await self._lanes.run("names", self._names.next_tap, deadline=_QUICK)
             await self._scribe.write(record)
-            undo.push_async_callback(self.give_up, record)
+            undo.push_async_callback(self._undo, record)
             image = self._layout.memory(record.machine) if record.origin is Origin.RESUME else self._image(record)
             copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
             with _side_by_side(record, "image", "disk"):
@@ -119,8 +119,6 @@ class Starter:
                 undo.push_async_callback(channel.close)
                 if record.origin is Origin.RESUME:
                     await self._go_on(record)
-                    # Its memory is in its domain only: whatever fails from here on, that stays
-                    undo.pop_all()
                 else:
                     if record.origin is Origin.FORK:
                         await self._blocking(record, partial(self._renew_random, record))
@@ -158,7 +156,7 @@ class Starter:
             # Its name in the directory, too: after a loss of power this memory must not go on with a newer disk
             await self._blocking(record, lambda: sync([self._layout.machine(record.machine)]))
             asked = True
-            await self._run(record)
+            await self._run_however_late(record)
         except BaseException as error:
             # Of one that was asked to run nobody knows better, unless the hypervisor said no
             if not asked or (isinstance(error, VmError) and not isinstance(error, TooSlow)):
@@ -170,6 +168,16 @@ class Starter:
             # Under another name first: when it is removed, the next suspend may have written one already
             await self._blocking(record, partial(os.rename, memory, past))
         spawn(self._gone(past), name=f"memory of {record.machine}")
+
+    async def _run_however_late(self, record: Record) -> None:
+        name = self._names.of(record.body)
+        try:
+            await self._run(record)
+        except TooSlow:
+            # It may be let run at any time from now on: what follows in its lane finds out
+            state = await self._lanes.run(name, lambda: domains.domain_state(self._conn, name), deadline=SAVING)
+            if state is None or not state.running:
+                raise HypervisorError("the host did not let its processor run in time") from None
 
     def channel(self, body: BodyId, changed: Callable[[bool, str], None]) -> Channel:
         """The channel to a body that has a domain."""
@@ -199,6 +207,11 @@ class Starter:
                 self.groups.release(record.body)
             (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
             self._lanes.forget(self._names.of(record.body))
+
+    async def _undo(self, record: Record) -> None:
+        # The memory of one that goes on is in its domain only: whatever failed since, and whoever waits no more
+        if not (record.origin is Origin.RESUME and record.committed):
+            await self.give_up(record)
 
     async def give_up(self, record: Record) -> None:
         """Release what failed to start. Its domain's end is our own doing, and what libvirt tells of it is no news."""

@@ -90,8 +90,10 @@ class Suspending:
             machine.channel = None
         self._doors.shut(record.body)
         try:
-            with suppress(VmError):
+            with suppress(VmError, OSError):
                 await self._keeper.measure(record)
+            if machine.ending is not None:
+                raise MachineGone(f"machine {record.machine} was stopped meanwhile")
             await self._save(name, memory)
         except VmError as error:
             await self._drop(memory)

@@ -82,7 +82,8 @@ def strays(machines: Machines, wanted: Expected) -> list[Stray]:
     logs = (layout.libvirt / "log" / "qemu").glob(f"{machines.names.prefix}*.log")
     found += [Stray("log", str(path)) for path in logs if path.stem not in names]
     found += [Stray("image", str(path)) for path in machines.scratch.glob("*") if path.stem not in wanted.images]
-    found += [Stray("layer", str(path)) for path in layout.disks.iterdir() if path.stem not in wanted.layers]
+    layers = (path for path in layout.disks.iterdir() if path.is_file() and path.stem not in wanted.layers)
+    found += [Stray("layer", str(path)) for path in layers]
     saved = layout.machines.glob("*/memory.*")
     found += [Stray("memory", str(path)) for path in saved if path.parent.name not in wanted.memories]
     # While a record cannot be read, what it names is not known
@@ -118,7 +119,7 @@ def sweep_all(machines: Machines, wanted: Expected) -> None:
     for stray in strays(machines, wanted):
         try:
             remove(machines, stray)
-        except VmError as error:
+        except (VmError, OSError) as error:
             # One that cannot be removed keeps nobody from his machines: it is tried again and again
             log.warning("the %s %s could not be removed yet: %s", stray.kind, stray.name, error)
     # Half-written files, memories of before, and disks that were to be merged: what they were for is there as it was
@@ -154,13 +155,23 @@ async def sweep_for_ever(machines: Machines) -> None:
             )
             # Twice: between two looks something may just be coming or going
             for stray in found & suspected:
-                await machines.lanes.run("settle", partial(remove, machines, stray), deadline=PATIENCE)
+                await _remove_again(machines, stray)
             suspected = found - suspected
             missing = await _look_for_missing(machines, missing)
             if shortening is None or shortening.done():
                 shortening = spawn(machines.volumes.shorten(), name="shorten")
         except (VmError, OSError) as error:
             log.warning("could not look for leftovers: %s", error)
+
+
+async def _remove_again(machines: Machines, stray: Stray) -> None:
+    """Remove what two looks have found, if it still is nobody's; what cannot be removed is tried at the next ones."""
+    try:
+        found = await machines.lanes.run("settle", partial(strays, machines, expected(machines)), deadline=PATIENCE)
+        if stray in found:
+            await machines.lanes.run("settle", partial(remove, machines, stray), deadline=PATIENCE)
+    except (VmError, OSError) as error:
+        log.warning("the %s %s could not be removed yet: %s", stray.kind, stray.name, error)
 
 
 async def _look_for_missing(machines: Machines, missing: set[str]) -> set[str]:

@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from vm.api import Identity, MachineSpec, MachineState
 from vm.node.config import NodeConfig
+from vm.node.demand import Size
 from vm.node.keeper import Machine
 from vm.node.pool import Pool
 from vm.node.records import Record
@@ -75,3 +78,44 @@ async def test_a_clone_that_was_taken_in_vain_waits_again(tmp_path: Path) -> Non
     made.put_back(clone)
     assert (made.committed_mib, made.bodies()) == (512, {BODY})
     assert made.take(size_of(clone.record)) is clone
+
+
+WARM, BIG = Size(512, 1, 10), Size(4096, 1, 10)
+
+
+def working_pool(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pool, list[Size]]:
+    """One that has a template of the warm size, and room for one machine of that; and what it fills in."""
+    template = SimpleNamespace(key="k", disk=DISK, size=WARM)
+    templates: Any = SimpleNamespace(
+        find=lambda size: template if size == WARM else None, sizes=lambda: [WARM], may_bake=lambda size: True
+    )
+    starter: Any = SimpleNamespace(lay_spare=lambda *key, **spare: _nothing())
+    config = NodeConfig(place, place, place, warm=(512, 1, 10), pool_floor=1, pool_ceiling=1)
+    anything: Any = None
+    made = Pool(config, Layout(place), anything, anything, anything, starter, templates, lambda: True)
+    filled: list[Size] = []
+
+    async def fill(size: Size) -> None:
+        filled.append(size)
+
+    monkeypatch.setattr(made, "_room", lambda size: size == WARM)
+    monkeypatch.setattr(made, "_fill", fill)
+    return made, filled
+
+
+async def test_a_size_without_room_keeps_nobody_from_his_clones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody asked for a machine too large for this host: those of the usual size are made all the same."""
+    made, filled = working_pool(tmp_path, monkeypatch)
+    made.note(BIG)
+    assert await made._one_step()
+    assert filled == [WARM]
+
+
+async def test_what_has_a_template_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is given up for a newer one it is baked again when somebody wants it, and not before."""
+    made, _filled = working_pool(tmp_path, monkeypatch)
+    made.note(WARM)
+    made.note(BIG)
+    assert made._asked_for == {BIG}
