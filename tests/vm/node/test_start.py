@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +23,12 @@ MACHINE, BODY = "a" * 32, "b" * 32
 
 
 class Scribe:
-    """Writes at once."""
+    """Has written at once."""
 
-    def write(self, record: Record) -> Any:
-        return _nothing()
-
-
-async def _nothing() -> None:
-    pass
+    def write(self, record: Record) -> asyncio.Future[None]:
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
 
 
 @pytest.fixture
