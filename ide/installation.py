@@ -7,6 +7,7 @@ ide/management/as_service.py.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import json
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from ide.env import Env
+from vm.api import MachineState
+from vm.errors import VmError
 from vm.host.authority import certificate_issue, certificate_place
 from vm.host.confine import closed_ancestors
 from vm.host.provision import Users, provision
@@ -34,6 +37,7 @@ from vm.host.run import CommandFailed, run
 from vm.host.supervise import NotReady, Service, Supervisor
 from vm.image import build as image
 from vm.image.hashes import image_path
+from vm.node.client import NodeClient
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 HOST_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -310,11 +314,23 @@ def _run(env: Env, users: Users, first: dict[str, Any], began: float, say: Calla
         say(banner(env, first, time.monotonic() - began))
         say(f"stopping ({supervisor.run()})")
         _stop_machines(users, say)
+        supervisor.stop(keep="node")
+        if _machines_run(env):
+            # Somebody came meanwhile, and woke one; from here on nobody can
+            _stop_machines(users, say)
     except NotReady as error:
         raise CannotStart(str(error)) from error
     finally:
         supervisor.stop()
         here.unlink(missing_ok=True)
+
+
+def _machines_run(env: Env) -> bool:
+    try:
+        machines = asyncio.run(NodeClient(env.node_socket, env.node_key).machine_list())
+    except VmError:
+        return False  # nobody would hear that they are to stop either
+    return any(info.state not in (MachineState.STOPPED, MachineState.SUSPENDED) for info in machines)
 
 
 def _stop_machines(users: Users, say: Callable[[str], None]) -> None:

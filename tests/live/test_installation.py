@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -263,6 +264,41 @@ def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Install
         assert inside.fs.read_text_file("work.txt") == "not lost"
     asked(installation, "POST", f"/{workspace}/stop")
     until(lambda: row_of(installation, workspace)["state"] == "stopped", "the workspace has stopped")
+
+
+def test_what_is_woken_while_it_goes_down_rests_all_the_same(installation: Installation, sdk: DenoDeploy) -> None:
+    """Somebody resumes a workspace again and again: its memory is kept as that of others, and its row says why."""
+    workspace = str(asked(installation, "POST", "", json={"kind": "workspace", "name": "woken"})["id"])
+    until(lambda: row_of(installation, workspace)["state"] == "running", "the workspace runs", 120)
+    with sdk.sandbox.connect(workspace) as inside:
+        inside.spawn("sh", args=["-c", "echo kept > /dev/shm/note"], stdout="null", stderr="null").wait()
+    over = threading.Event()
+    woken = 0
+
+    def wake() -> None:
+        nonlocal woken
+        while not over.wait(0.1):
+            with suppress(httpx.HTTPError):
+                asked(installation, "POST", f"/{workspace}/resume")
+                woken += 1
+
+    waking = threading.Thread(target=wake)
+    waking.start()
+    try:
+        installation.stop()
+    finally:
+        over.set()
+        waking.join()
+    assert processes(installation.data, "") == []
+    assert left_on_the_host(installation) == []
+    installation.start()
+    row = row_of(installation, workspace)
+    assert (row["state"], row["stop_reason"]) == ("suspended", "host_shutdown")
+    assert woken
+    with sdk.sandbox.connect(workspace) as inside:
+        assert inside.fs.read_text_file("/dev/shm/note") == "kept\n"
+    asked(installation, "DELETE", f"/{workspace}")
+    until(lambda: workspace not in {row["id"] for row in listed(installation)}, "it is deleted")
 
 
 def test_going_down_brings_all_to_rest_in_order(installation: Installation, sdk: DenoDeploy) -> None:

@@ -117,10 +117,10 @@ class Supervisor:
             self._bound_logs()
         return self._asked_to_stop
 
-    def stop(self) -> None:
-        """Stop all in reverse order, by SIGTERM and after its grace by SIGKILL. Repeatable."""
+    def stop(self, *, keep: str = "") -> None:
+        """Stop all but `keep` in reverse order, by SIGTERM and after its grace by SIGKILL. Repeatable."""
         for child in reversed(self._children):
-            if child.process is None:
+            if child.process is None or child.service.name == keep:
                 continue
             began = time.monotonic()
             child.process.send_signal(signal.SIGTERM)
