@@ -209,7 +209,10 @@ async def _settle_secrets(machines: Mapping[MachineId, MachineInfo]) -> None:
 
     async def push(sandbox: Sandbox) -> None:
         async with places:
-            await delivery.secrets_push_or_later(sandbox=sandbox)
+            # A guest that does not take them holds up nobody: it is asked again at the next turn
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MOMENT):
+                    await delivery.secrets_push_or_later(sandbox=sandbox)
 
     late = {sandbox.pk: sandbox for sandbox in await in_thread(behind, machines=wanted)}
     await asyncio.gather(*(push(sandbox) for sandbox in late.values()))

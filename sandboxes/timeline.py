@@ -30,9 +30,22 @@ def record_move(*, sandbox: Sandbox, move: Move, actor: str, detail: str = "") -
         _write(sandbox, text=text, actor=actor, detail=detail, stages=sandbox.stages if move is Move.READY else {})
 
 
+_DEADLINE = "Its deadline is now"
+
+
 def record_happening(*, sandbox: Sandbox, text: str, actor: str = SYSTEM.label, detail: str = "") -> None:
     """An entry for something that left the state as it is."""
     _write(sandbox, text=text, actor=actor, detail=detail)
+
+
+def record_deadline(*, sandbox: Sandbox, actor: str) -> None:
+    """An entry for its deadline. It takes the place of the one before where nothing else has happened since: programs
+    extend what they keep alive every few seconds.
+    """
+    last = sandbox.timeline.order_by("-id").first()
+    if last is not None and last.text.startswith(_DEADLINE) and last.actor == actor:
+        last.delete()
+    _write(sandbox, text=f"{_DEADLINE} {sandbox.stop_at:%Y-%m-%d %H:%M:%S} UTC", actor=actor)
 
 
 def _write(sandbox: Sandbox, *, text: str, detail: str = "", **fields: Any) -> None:

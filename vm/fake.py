@@ -327,7 +327,7 @@ class FakeNode:
         known = self._get(machine)
         if known.info.state is MachineState.SUSPENDED:
             return known.info
-        if known.info.state is not MachineState.READY:
+        if known.info.state not in (MachineState.READY, MachineState.LOST):
             raise MachineGone(f"machine {machine} is {known.info.state}")
         self._set(machine, MachineState.SUSPENDING)
         await known.guest.freeze()

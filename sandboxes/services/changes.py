@@ -82,10 +82,10 @@ def sandbox_extend(*, sandbox: Sandbox, actor: Actor, stop_at: datetime) -> date
         if sandbox.stop_at is None:
             return wanted
         later = max(sandbox.stop_at, wanted)
+        if later == sandbox.stop_at:
+            return later
         sandbox_update(sandbox=sandbox, stop_at=later)
-        timeline.record_happening(
-            sandbox=sandbox, text=f"Its deadline is now {later:%Y-%m-%d %H:%M:%S} UTC", actor=actor.label[:150]
-        )
+        timeline.record_deadline(sandbox=sandbox, actor=actor.label[:150])
         audit.record(
             actor=actor,
             organization_id=sandbox.organization_id,

@@ -110,9 +110,9 @@ def _beyond(now: datetime | None) -> list[Sandbox]:
 
 
 async def _halt(sandbox: Sandbox) -> None:
-    # What can go on later does; a session would have lost its connection, and a silent agent cannot be asked.
+    # What can go on later does; a session would have lost its connection.
     # Where its memory could not be saved the cap holds all the same: it is stopped, and a workspace keeps its disk.
-    suspends = sandbox.state == SandboxState.RUNNING and not sandbox.session and not sandbox.unresponsive
+    suspends = sandbox.state == SandboxState.RUNNING and not sandbox.session
     suspends = suspends and not suspension.failed_lately(sandbox)
     halt = suspension.sandbox_suspend if suspends else lifecycle.sandbox_stop
     try:

@@ -58,8 +58,9 @@ async def sandbox_suspend(
 ) -> Sandbox:
     """Mark it suspending, with who and why, and have its memory saved: `beside` the caller, or before returning.
 
-    Repeatable: one that is suspending or suspended is returned as it is. Conflict for a session sandbox, for one whose
-    agent is silent, and for one that does not run. If it cannot be saved it runs on, and its timeline says why.
+    Repeatable: one that is suspending or suspended is returned as it is. Conflict for a session sandbox, for one that
+    does not run, and for a person who asks it of one whose agent is silent: he would find it so afterwards. If it
+    cannot be saved it runs on, and its timeline says why.
     """
     if not isinstance(actor, System):
         permissions.require(actor, "sandbox.suspend", sandbox.organization_id)
@@ -68,7 +69,7 @@ async def sandbox_suspend(
             "a sandbox that lives as long as the connection that created it cannot be suspended: its end would be lost",
             state=sandbox.state,
         )
-    if sandbox.unresponsive and sandbox.state == SandboxState.RUNNING:
+    if sandbox.unresponsive and sandbox.state == SandboxState.RUNNING and not isinstance(actor, System):
         raise Conflict("its agent does not answer at the moment", state=sandbox.state)
     begun = await in_thread(
         sandbox_move,

@@ -170,7 +170,10 @@ class Booting:
             blame_host = True
         except VmError as error:
             failure = StopReason.BOOT_FAILED, error.detail
-        except (OSError, TimeoutError, KeyError) as error:
+        except Exception as error:
+            # Whatever it was: one that is neither here nor there would say nothing for ever
+            if not isinstance(error, OSError | TimeoutError):
+                log.exception("machine %s", record.machine)
             failure = StopReason.BOOT_FAILED, f"{type(error).__name__}: {error}"
         except asyncio.CancelledError:
             if self.closing and machine.ending is None:

@@ -82,7 +82,7 @@ class Machines:
             config, layout, lanes, self.layers, self.starter.owner, self._users_of, self.needed_layers
         )
         self.volumes.removed = self.templates.forget_root
-        self.templates.root, self.templates.knows = self.volumes.system_of, self.volumes.knows
+        self.templates.root, self.templates.knows = self.volumes.system_of, self.volumes.may_know
         self.attaching = Attaching(layout, names, lanes, conn, self.volumes, roster.save_first)
         self.snapshots = Snapshots(
             layout, names, lanes, conn, self.layers, self.volumes, self._user_of, roster.save_first

@@ -69,19 +69,21 @@ class Suspending:
             if free < wanted + self._config.disk_reserve_mib:
                 raise HostFull(f"only {max(0, free)} MiB are free: no room to keep {wanted} MiB of memory")
             known.record.committed = False
+            answers = known.record.state is MachineState.READY
             self._roster.enter(known, MachineState.SUSPENDING)
             # Whoever asked may go away; half a suspend is none
-            saving = spawn(self._suspend(known), name=f"suspend {machine}")
+            saving = spawn(self._suspend(known, answers), name=f"suspend {machine}")
             await asyncio.shield(saving)
         return self._roster.info(known)
 
-    async def _suspend(self, machine: Machine) -> None:
+    async def _suspend(self, machine: Machine, answers: bool) -> None:
         record = machine.record
         name, memory = self._names.of(record.body), self._layout.memory(record.machine)
         began = time.monotonic()
         await self._roster.written()  # that it is being saved: a memory without that is nobody's
-        # Its disk must be whole even if its memory is never seen again
-        await flush(machine)
+        # Its disk must be whole even if its memory is never seen again; an agent that is silent is not waited for
+        if answers:
+            await flush(machine)
         if machine.work is not None:
             machine.work.cancel()
             await asyncio.wait([machine.work])

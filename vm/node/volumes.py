@@ -248,6 +248,10 @@ class Volumes:
         """Whether there is one of that id."""
         return volume in self._known
 
+    def may_know(self, volume: VolumeId) -> bool:
+        """Whether there is one, or a record of one that cannot be read: what belongs to it is kept for a person."""
+        return volume in self._known or self._layout.volume(volume).exists()
+
     async def put_over(self, volume: Volume, fresh: LayerId) -> None:
         """Make an empty layer over what the volume writes to now. HostFull."""
         disk, below = self._layout.disk(fresh), self._layout.disk(volume.layers[0])

@@ -136,6 +136,26 @@ async def test_extension(home: Team, node: FakeNode) -> None:
         await extend(timedelta(seconds=-1))
 
 
+async def test_a_keep_alive_is_one_entry_of_the_timeline(home: Team, node: FakeNode) -> None:
+    """However often it extends; one that changes nothing is none, and neither is what another person did taken away."""
+    sandbox = await booted(home, stop_at=timezone.now() + timedelta(minutes=1))
+
+    def texts() -> list[tuple[str, str]]:
+        found = sandbox.timeline.filter(text__startswith="Its deadline").order_by("id")
+        return list(found.values_list("actor", "text"))
+
+    async def extend(actor: Any, minutes: int) -> Any:
+        at = timezone.now() + timedelta(minutes=minutes)
+        return await in_thread(changes.sandbox_extend, sandbox=sandbox, actor=actor, stop_at=at)
+
+    latest = [await extend(home.member, minutes) for minutes in (2, 3, 4, 3)]
+    ((actor, text),) = await in_thread(texts)
+    assert text == f"Its deadline is now {latest[2]:%Y-%m-%d %H:%M:%S} UTC"
+    assert latest[3] == latest[2]
+    await extend(home.admin, 5)
+    assert [who for who, _text in await in_thread(texts)] == [actor, home.admin.label]
+
+
 async def test_session_extension_promises_only(home: Team, node: FakeNode) -> None:
     """A session sandbox has no deadline, and gets none by an extension."""
     sandbox = await booted(home, session=True)

@@ -13,6 +13,7 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from ide.management.commands.stop_all import said
+from sandboxes import reconcile
 from sandboxes.database import in_thread
 from sandboxes.models import Kind, Sandbox, SandboxState, StopCause
 from sandboxes.services import lifecycle, shutdown, suspension
@@ -41,6 +42,17 @@ async def test_all_to_rest(home: Team, node: FakeNode) -> None:
         assert (sandbox.state, sandbox.stop_cause, sandbox.stop_detail) == (state, StopCause.HOST_SHUTDOWN, "")
     await in_thread(rested.refresh_from_db)
     assert rested.stop_cause == StopCause.REQUESTED
+
+
+async def test_one_whose_agent_is_silent_keeps_its_memory(home: Team, node: FakeNode) -> None:
+    """Nobody in it has to answer for that: stopped, it would lose what it has not written either."""
+    workspace = await booted(home)
+    node.lose(workspace.machine)
+    await reconcile.reconcile()
+    await in_thread(workspace.refresh_from_db)
+    assert workspace.unresponsive
+    assert await shutdown.all_to_rest() == Counter(suspended=1)
+    assert (await node.machine_get(workspace.machine)).state is MachineState.SUSPENDED
 
 
 async def test_memory_that_cannot_be_saved(home: Team, node: FakeNode) -> None:
