@@ -19,7 +19,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         yield fake
         fake.close()
     else:
-        process = NodeProcess()
+        process = NodeProcess.cloning()
         process.start()
         yield process.client
         process.close()

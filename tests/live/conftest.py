@@ -13,8 +13,8 @@ from vm.api import Node
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[NodeProcess]:
-    """A node of this module's own, whose machines boot."""
-    made = NodeProcess()
+    """A node of this module's own, whose machines are cloned."""
+    made = NodeProcess.cloning()
     made.start()
     yield made
     made.close()

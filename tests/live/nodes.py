@@ -50,6 +50,11 @@ class NodeProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = self.data / "node.log"
 
+    @classmethod
+    def cloning(cls, data: Path | None = None, **settings: Any) -> NodeProcess:
+        """One whose machines of the usual shape are cloned, one at a time as they are asked for: none takes a boot."""
+        return cls(data, seeded=[SMALL], clones=True, warm=None, **settings)
+
     @property
     def client(self) -> NodeClient:
         return NodeClient(self.data / "run" / "node.sock", self.data / "keys" / "node.key")

@@ -28,7 +28,7 @@ def upstreams() -> Iterator[Upstreams]:
 
 @pytest.fixture(scope="module")
 def process(upstreams: Upstreams) -> Iterator[NodeProcess]:
-    running = NodeProcess(
+    running = NodeProcess.cloning(
         clones=True,
         warm=(512, 1, 10),
         pool_floor=1,

@@ -38,7 +38,7 @@ MACHINE = secrets.token_hex(16)
 @pytest.fixture(scope="module")
 def process() -> Iterator[NodeProcess]:
     """A node with the one machine."""
-    started = NodeProcess()
+    started = NodeProcess.cloning()
     started.start()
     asyncio.run(boot(started.client, MACHINE))
     yield started
@@ -152,6 +152,17 @@ async def test_spending_cap(work: Work) -> None:
         await suspension.sandbox_wake(sandbox=work.sandbox, actor=work.team.member)
     await in_thread(cap, work.team, "50")
     await work.resumed()
+
+
+async def test_deadline(work: Work) -> None:
+    """One that was given a time is stopped when that is over, and has its disk."""
+    over = timezone.now() - timedelta(seconds=1)
+    await in_thread(Sandbox.objects.filter(pk=work.sandbox.pk).update, stop_at=over)
+    await work.becomes(SandboxState.STOPPED, reconcile.expire)
+    work.says(StopCause.DEADLINE, "time was up", "start")
+    await in_thread(Sandbox.objects.filter(pk=work.sandbox.pk).update, stop_at=None)
+    await in_thread(work.sandbox.refresh_from_db)
+    await work.started()
 
 
 @pytest.mark.parametrize("whose", ["the host", "its limit"])

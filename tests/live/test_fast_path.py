@@ -56,6 +56,7 @@ echo kernel-uuid $(cat /proc/sys/kernel/random/uuid)
 echo boot-id $(cat /proc/sys/kernel/random/boot_id)
 echo machine-id $(cat /etc/machine-id)
 echo hostname $(hostname)
+echo clock $(date +%s.%N)
 echo temporary $(basename $(mktemp -u /tmp/XXXXXXXXXXXXXXXXXXXX))
 node -e 'const c = require("crypto")
 console.log("node", c.randomBytes(24).toString("hex")); console.log("node-uuid", c.randomUUID())'
@@ -74,6 +75,7 @@ async def test_twenty_clones_share_no_random_numbers_and_no_ids(node: Node) -> N
         assert {info.state for info in infos} == {MachineState.READY}, infos
         origins.update(info.origin for info in infos)
         assert set(origins) == {Origin.POOL, Origin.CLONE}, origins
+        asked = time.time() - 2
         outputs = await asyncio.gather(
             *(execute(node, machine, "sh", "-c", RANDOM, timeout=300) for machine in machines)
         )
@@ -83,6 +85,8 @@ async def test_twenty_clones_share_no_random_numbers_and_no_ids(node: Node) -> N
             for line in output.decode().splitlines():
                 name, value = line.split(" ", 1)
                 seen.setdefault(name, []).append(value)
+        # Each has the host's time, and not that of the moment its template was made
+        assert all(asked <= float(value) <= time.time() for value in seen.pop("clock"))
         assert len(seen) == 12, list(seen)
         for name, values in seen.items():
             assert len(values) == len(set(values)) == 20, f"{name}: {values}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +12,15 @@ from tests.live.nodes import NodeProcess, boot, execute
 from vm.api import Node
 
 pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[NodeProcess]:
+    """A node whose machines boot."""
+    made = NodeProcess()
+    made.start()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

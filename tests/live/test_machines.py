@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 
 import pytest
@@ -21,6 +22,15 @@ from vm.net.namespace import namespace_inspect
 from vm.node.client import NodeClient
 
 pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[NodeProcess]:
+    """A node whose machines boot."""
+    made = NodeProcess()
+    made.start()
+    yield made
+    made.close()
 
 
 async def test_two_boot_at_a_time_and_the_rest_wait_their_turn(process: NodeProcess, node: Node) -> None:

@@ -61,7 +61,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def process(repository: str) -> Iterator[NodeProcess]:
-    running = NodeProcess(egress_internal_allow=(repository,))
+    running = NodeProcess.cloning(egress_internal_allow=(repository,))
     running.start()
     yield running
     running.close()

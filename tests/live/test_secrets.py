@@ -78,7 +78,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 @pytest.fixture(scope="module")
 def process(web: Web) -> Iterator[NodeProcess]:
     upstreams = Upstreams()
-    running = NodeProcess(
+    running = NodeProcess.cloning(
         egress_internal_allow=("127.0.0.1",),
         egress_dns=upstreams.resolver,
         egress_ca_file=str(web.authority.certificate),

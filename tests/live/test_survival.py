@@ -24,10 +24,20 @@ from vm.host.run import run
 from vm.net.namespace import namespace_create
 from vm.net.nftables import gated
 from vm.node.records import Record, record_write
+from vm.node.room import reason_of_full
 from vm.node.wire import LISTED
 from vm.storage.layout import Layout
 
 pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[NodeProcess]:
+    """A node whose machines boot."""
+    made = NodeProcess()
+    made.start()
+    yield made
+    made.close()
 
 
 async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
@@ -273,6 +283,21 @@ async def test_a_full_disk_stops_the_machine_that_filled_it(small: NodeProcess) 
     await node.machine_forget(machine)
     assert (await node.host_info()).disk_free > 500 * 2**20
     assert IMAGES.exists()
+
+
+async def test_a_host_without_memory_refuses_before_anything_is_started() -> None:
+    """It says so in words that rows and pages tell as a want of room, and nothing is left of it."""
+    process = NodeProcess(memory_reserve_mib=2**30)
+    process.start()
+    try:
+        with pytest.raises(HostFull, match="MiB of memory") as refused:
+            await process.client.machine_start(spec(secrets.token_hex(16)))
+        assert reason_of_full(refused.value) is StopReason.NO_CAPACITY
+        assert await process.client.machine_list() == []
+        assert process.leftovers() == []
+        assert list((process.data / "disks").iterdir()) == []
+    finally:
+        process.close()
 
 
 async def test_more_machines_than_one_answer_holds_are_listed() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tests.vm.guest.host import Host
+from vm.guest.agent import machine
 
 
 async def test_ping_tells_version_and_uptime(host: Host) -> None:
@@ -45,6 +49,28 @@ async def test_usage_is_in_bytes(host: Host) -> None:
     assert usage["disk_total"] >= usage["disk_free"] > 0
     assert len(usage["load"]) == 3
     assert usage["processes"] > 1
+
+
+def test_entropy_is_credited_and_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel counts every bit of it, and draws from it before anybody's code does (random(4))."""
+    asked: list[tuple[int, bytes | None]] = []
+
+    def ioctl(handle: int, request: int, argument: bytes | None) -> int:
+        asked.append((request, argument))
+        return 0
+
+    monkeypatch.setattr(machine, "_libc", SimpleNamespace(ioctl=ioctl))
+    seed = bytes(range(48))
+    machine._add_entropy(seed)
+    bits, size = (8 * 48).to_bytes(4, "little"), (48).to_bytes(4, "little")
+    assert asked == [(0x40085203, bits + size + seed), (0x5207, None)]
+
+
+def test_entropy_that_is_not_taken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on without would draw what other clones draw."""
+    monkeypatch.setattr(machine, "_libc", SimpleNamespace(ioctl=lambda *_: -1))
+    with pytest.raises(OSError, match="/dev/urandom"):
+        machine._add_entropy(bytes(48))
 
 
 async def test_shutdown_answers(host: Host) -> None:
