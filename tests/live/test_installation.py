@@ -57,17 +57,14 @@ def until(condition: Callable[[], bool], what: str, patience: float = 60.0) -> N
 
 def asked(installation: Installation, method: str, path: str, **more: Any) -> Any:
     """What REST answers about sandboxes."""
-    return (
-        httpx.request(
-            method,
-            f"{installation.url}/api/v1/sandboxes{path}",
-            headers={"Authorization": f"Bearer {installation.token}"},
-            timeout=10,
-            **more,
-        )
-        .raise_for_status()
-        .json()
-    )
+    answer = httpx.request(
+        method,
+        f"{installation.url}/api/v1/sandboxes{path}",
+        headers={"Authorization": f"Bearer {installation.token}"},
+        timeout=10,
+        **more,
+    ).raise_for_status()
+    return answer.json() if answer.content else None
 
 
 def listed(installation: Installation) -> list[dict[str, object]]:
@@ -264,6 +261,57 @@ def test_kill_9_of_everything_is_settled_at_the_next_start(installation: Install
         assert inside.fs.read_text_file("work.txt") == "not lost"
     asked(installation, "POST", f"/{workspace}/stop")
     until(lambda: row_of(installation, workspace)["state"] == "stopped", "the workspace has stopped")
+
+
+def test_kill_9_of_the_supervisor_leaves_the_machines(installation: Installation, sdk: DenoDeploy) -> None:
+    """Its processes end with it, the machines run on, and the next start takes them over with all that they hold."""
+    workspace = str(asked(installation, "POST", "", json={"kind": "workspace", "name": "held"})["id"])
+    until(lambda: row_of(installation, workspace)["state"] == "running", "the workspace runs", 120)
+    with sdk.sandbox.connect(workspace) as inside:
+        inside.spawn("sh", args=["-c", "echo kept > /dev/shm/note"], stdout="null", stderr="null").wait()
+    machines = processes(installation.data, "qemu-system")
+    kill(installation, "manage.py up")
+    until(lambda: not processes(installation.data, "manage.py"), "its processes have ended")
+    assert processes(installation.data, "qemu-system") == machines
+    installation.start()
+    until(lambda: row_of(installation, workspace)["state"] == "running", "the workspace runs on")
+    with sdk.sandbox.connect(workspace) as inside:
+        assert inside.fs.read_text_file("/dev/shm/note") == "kept\n"
+    assert processes(installation.data, "qemu-system") == machines
+    asked(installation, "DELETE", f"/{workspace}")
+    until(lambda: workspace not in {row["id"] for row in listed(installation)}, "it is deleted")
+
+
+def test_a_host_that_was_restarted_without_warning(installation: Installation, sdk: DenoDeploy) -> None:
+    """What ran says so and starts on its disk, as after a power cut; what was suspended has its memory still."""
+    names = {}
+    for name in ("ran", "rested"):
+        names[name] = str(asked(installation, "POST", "", json={"kind": "workspace", "name": name})["id"])
+        until(lambda name=name: row_of(installation, names[name])["state"] == "running", f"{name} runs", 120)  # type: ignore[misc]
+        with sdk.sandbox.connect(names[name]) as inside:
+            script = "echo kept > ~/note; sync; echo kept > /dev/shm/note"
+            inside.spawn("sh", args=["-c", script], stdout="null", stderr="null").wait()
+    asked(installation, "POST", f"/{names['rested']}/suspend")
+    until(lambda: row_of(installation, names["rested"])["state"] == "suspended", "it is suspended")
+    kill(installation, "manage.py up")
+    for word in ("manage.py", "qemu-system"):
+        for pid in processes(installation.data, word):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    until(lambda: not processes(installation.data, "manage.py"), "all is dead")
+    for record in installation.data.glob("machines/*/machine.json"):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "boot_id": "another"}))
+    installation.start()
+    until(lambda: row_of(installation, names["ran"])["state"] == "stopped", "its end is written down")
+    found = {name: row_of(installation, public_id) for name, public_id in names.items()}
+    assert (found["ran"]["stop_reason"], found["ran"]["next_step"]) == ("host_restarted", "start")
+    assert (found["rested"]["state"], found["rested"]["next_step"]) == ("suspended", "resume")
+    asked(installation, "POST", f"/{names['ran']}/start")
+    for name, held in (("ran", "~/note"), ("rested", "/dev/shm/note")):
+        with sdk.sandbox.connect(names[name]) as inside:
+            assert inside.spawn("sh", args=["-c", f"cat {held}"], stdout="piped").stdout.read() == b"kept\n"
+        asked(installation, "DELETE", f"/{names[name]}")
+    until(lambda: not set(names.values()) & {row["id"] for row in listed(installation)}, "they are deleted")
 
 
 def test_what_is_woken_while_it_goes_down_rests_all_the_same(installation: Installation, sdk: DenoDeploy) -> None:
