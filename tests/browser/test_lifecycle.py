@@ -124,7 +124,8 @@ def test_the_details_page_tells_a_life_as_it_goes_on(page: Page, complaints: lis
     page.get_by_label("Minutes").fill("45")
     page.keyboard.press("Enter")
     expect(idle.locator("option:checked")).to_have_text("After 45 min")
-    idle.select_option("default")
+    with page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        idle.select_option("default")
     page.reload()
     expect(idle).to_have_value("default")
     assert complaints == []
