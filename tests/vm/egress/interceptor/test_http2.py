@@ -136,6 +136,19 @@ async def test_a_method_for_proxies_goes_nowhere(scene: Scene, method: str) -> N
         assert [one.fields["x-key"] for one in got] == [VALUE]
 
 
+async def test_a_request_that_is_not_well_formed_is_not_quoted(scene: Scene) -> None:
+    """It goes nowhere, and its guest reads that, rather than which option of mitmproxy's would let it pass."""
+    await scene.tell(secret())
+    async with (
+        http2.serving(scene, lambda got: ([(":status", "200")], [b"ok"], [])) as (port, got),
+        http2.client(scene, port) as guest,
+    ):
+        said = await guest.ask(("content-length", "2"), ("content-length", "2"), body=b"ab")
+        assert (await guest.ask()).fields[":status"] == "200"
+        assert len(got) == 1
+    assert (said.fields[":status"], said.body) == ("400", b"Atoll: the request is not well formed.\n")
+
+
 @pytest.mark.parametrize("proxy", ["h2", "http/1.1"])
 @pytest.mark.parametrize(
     ("method", "path"),
