@@ -370,7 +370,7 @@ class Exchanges:
         body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")
         headers.pop("content-encoding", None)
-        if length.isdecimal() and int(length) <= short:
+        if hooked.ends_with_its_head(response) or (length.isdecimal() and int(length) <= short):
             flow.metadata["atoll.body"] = body
             return
         if headers.pop("content-length", None) is not None and flow.request.http_version == "HTTP/1.1":

@@ -14,15 +14,18 @@ type Fields = Sequence[tuple[bytes, bytes]]
 def is_short(message: http.Message) -> bool:
     """Whether its body can be collected: it has none, or one whose length was said and is short enough."""
     length = message.headers.get("content-length", "")
-    if length:
-        return length.isdecimal() and int(length) <= MAX_BODY
-    return message.timestamp_end is not None  # layers.py sets it for a head that is all there is
+    return ends_with_its_head(message) or (length.isdecimal() and int(length) <= MAX_BODY)
 
 
 def length_of(message: http.Message) -> int:
     """How long its body is, as it says."""
     length = message.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+    return int(length) if length.isdecimal() and not ends_with_its_head(message) else 0
+
+
+def ends_with_its_head(message: http.Message) -> bool:
+    """Whether its head is all there is, before its end is known to have come."""
+    return message.timestamp_end is not None  # layers.py sets it
 
 
 def request_of(request: http.Request, host: str, port: int, body: bytes | None) -> Request:

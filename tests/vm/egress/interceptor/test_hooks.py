@@ -162,6 +162,33 @@ async def test_hooks_are_asked_over_http2(scene: Scene) -> None:
     assert (said.fields[":status"], said.body) == ("201", b"HELLO!")
 
 
+@pytest.mark.parametrize("status", ["302", "200"])
+async def test_an_answer_that_is_a_head_only_passes_its_hooks(scene: Scene, status: str) -> None:
+    """Over HTTP/2 a redirect, or an error of gRPC, ends with its head and has no length: its body is empty."""
+    await scene.tell()
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", status), ("location", "/x")], [], []
+
+    async with http2.serving(scene, answer) as (port, _got), http2.client(scene, port) as guest:
+        said = await guest.ask()
+    assert (said.fields[":status"], said.fields["x-seen"], said.body) == ("201", "b''", b"")
+    assert (await scene.note()).status == 201
+
+
+async def test_an_answer_to_head_passes_its_hooks_once(scene: Scene) -> None:
+    """However long the body would be that it tells of: there is none that could stream."""
+    await scene.tell()
+    async with (
+        scene.serving(answering(f"200 OK\r\nContent-Length: {2**30}")) as server,
+        scene.talking(API, server.port) as (reader, writer),
+    ):
+        writer.write(request("HEAD /", f"Host: {API}"))
+        head = await reader.readuntil(b"\r\n\r\n")
+    assert head.lower().count(b"x-seen: b''\r\n") == head.lower().count(b"x-seen") == 1
+    assert b"content-length: %d\r\n" % 2**30 in head.lower()
+
+
 async def _misbehaving(scene: Scene, port: int, how: str) -> Answer:
     return await scene.ask(port, f"X-How: {how}", host=OTHER)
 
