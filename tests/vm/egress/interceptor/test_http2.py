@@ -11,7 +11,18 @@ import pytest
 
 from tests.vm.egress.interceptor import http2
 from tests.vm.egress.interceptor.http2 import Message
-from tests.vm.egress.interceptor.scene import API, OTHER, VALUE, Got, Scene, placeholder, read_answer, request, secret
+from tests.vm.egress.interceptor.scene import (
+    API,
+    OTHER,
+    VALUE,
+    Got,
+    Scene,
+    hello,
+    placeholder,
+    read_answer,
+    request,
+    secret,
+)
 from tests.vm.egress.interceptor.test_pieces import _frame, _read
 from vm.egress.journal import Kind, Verdict
 
@@ -185,6 +196,29 @@ async def test_a_line_of_http1_cannot_be_made_of_http2(scene: Scene, method: str
                     ":status"
                 ] == "200"
         assert len(got) == 2
+
+
+async def test_a_server_of_http1_answers_as_many_at_a_time_as_are_asked(scene: Scene) -> None:
+    """Each has a connection of its own to it: six that take their time hold up no seventh, and are answered as well."""
+    token = secret()
+    await scene.tell(token)
+    go_on = asyncio.Event()
+
+    async def reply(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if got.line.startswith(b"GET /held"):
+            await go_on.wait()
+        await hello(got, reader, writer)
+
+    async with scene.serving(reply) as server, http2.client(scene, server.port) as guest:
+        held = [asyncio.ensure_future(guest.ask(("x-key", token.placeholder), path="/held")) for _ in range(6)]
+        async with asyncio.timeout(10):
+            while len(server.got) < len(held):
+                await asyncio.sleep(0.01)
+        assert (await guest.ask(("x-key", token.placeholder))).body == b"hello\n"
+        assert not any(one.done() for one in held)
+        go_on.set()
+        assert [one.body for one in await asyncio.gather(*held)] == [b"hello\n"] * 6
+    assert [got["x-key"] for got in server.got] == [RAW] * 7
 
 
 async def test_an_open_websocket_goes_by_the_value_of_now(scene: Scene) -> None:
