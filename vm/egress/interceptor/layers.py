@@ -23,7 +23,7 @@ from mitmproxy.proxy.layers.http import (
     _http2,
 )
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
 from mitmproxy.proxy.layers.tls import TLSLayer
 
@@ -122,6 +122,14 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
         yield from super().handle_protocol_error(event)
 
 
+class _Http1Server(Http1Server):  # type: ignore[misc]
+    def send(self, event: Any) -> Any:
+        """A 100 is not the answer; mitmproxy would take it for that, and end what fails behind it without a word."""
+        yield from super().send(event)
+        if _is_interim(event):
+            self.response = None
+
+
 class _Http1Client(Http1Client):  # type: ignore[misc]
     def send(self, event: Any) -> Any:
         """A body of unknown length is sent in chunks; mitmproxy would end the connection behind it."""
@@ -168,6 +176,7 @@ def install() -> None:
     """Put ours in the place of what mitmproxy looks up by name in its modules."""
     version.MITMPROXY = "atoll"
     http.Http1Client = _Http1Client
+    http.Http1Server = _Http1Server
     http._http1.make_error_response = lambda status, message="": _answer(status, message)
     _http2.format_error = _page
 
