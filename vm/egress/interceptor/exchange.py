@@ -30,7 +30,7 @@ _COLLECTED = 2**20  # of a request's body with values in it, for the same reason
 _NONE = -1
 _ALERTS = 100  # for one connection: a program that sends a foreign placeholder does so again and again
 _OURS = "atoll"
-_GRPC = "application/grpc"
+_GRPC, _GRPC_IN_BASE64 = "application/grpc", "application/grpc-web-text"
 
 
 def _scrubbed(fields: Sequence[tuple[bytes, bytes]], scrubber: Scrubber) -> tuple[tuple[bytes, bytes], ...]:
@@ -365,7 +365,8 @@ class Exchanges:
         if has_no_body(flow):
             return
         headers = response.headers
-        grpc = headers.get("content-type", "").startswith(_GRPC)
+        kind = headers.get("content-type", "").lower()
+        grpc = kind.startswith(_GRPC) and not kind.startswith(_GRPC_IN_BASE64)
         decoding = Decoding(headers.get("content-encoding", ""))
         body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")

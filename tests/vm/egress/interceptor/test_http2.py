@@ -255,12 +255,13 @@ async def test_an_open_websocket_goes_by_the_value_of_now(scene: Scene) -> None:
     assert b"".join(payload for _, payload in _read(rest, masked=False)) == said + b"|" + said
 
 
-async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Scene) -> None:
+@pytest.mark.parametrize("kind", ["application/grpc", "Application/gRPC-Web+proto"])
+async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Scene, kind: str) -> None:
     """A value in a message is replaced by as many bytes; a compressed one ends the call."""
     token = secret()
     await scene.tell(token)
     message = b"\x0a" + bytes([len(RAW)]) + RAW
-    grpc = [(":status", "200"), ("content-type", "application/grpc")]
+    grpc = [(":status", "200"), ("content-type", kind)]
 
     def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
         flag = b"\1" if got.fields[":path"] == "/compressed" else b"\0"
@@ -282,6 +283,23 @@ async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Sc
             packed = await guest.ask(("content-type", "application/grpc"), path="/compressed", body=b"\0" * 5)
             assert RAW not in packed.body
             assert not packed.trailers
+
+
+@pytest.mark.parametrize("kind", ["application/grpc-web-text", "Application/gRPC-Web-Text+proto"])
+async def test_grpc_in_base64_is_looked_through_as_text(scene: Scene, kind: str) -> None:
+    """It begins with an A, which is not taken for the flag of a compressed message; no value is in it."""
+    token = secret()
+    await scene.tell(token)
+    body = base64.b64encode(b"\0" + (2 + len(RAW)).to_bytes(4) + b"\x0a" + bytes([len(RAW)]) + RAW)
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", "200"), ("content-type", kind)], [body[:20], body[20:]], []
+
+    async with http2.serving(scene, answer) as (port, _got), http2.client(scene, port) as guest:
+        said = await guest.ask(("content-type", kind), ("te", "trailers"), body=b"AAAAAAA=")
+    assert (said.reset, said.body[:8]) == (False, body[:8])
+    assert token.placeholder.encode() in said.body
+    assert body[20:-5] not in said.body
 
 
 async def test_a_value_is_not_put_into_a_grpc_message(scene: Scene) -> None:
