@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from mitmproxy import http
 
 from vm.egress.hooks import FRAMING, MAX_BODY, Headers, Request, Response
+from vm.egress.interceptor.bodies import AnswerBody, whole
+from vm.egress.interceptor.coding import Undecodable
+from vm.egress.interceptor.hooks import HookDenied
 
 type Fields = Sequence[tuple[bytes, bytes]]
 
@@ -45,6 +48,15 @@ def change_request(request: http.Request, changed: Request) -> None:
 def response_of(response: http.Response, body: bytes | None) -> Response:
     """What a hook is asked about."""
     return Response(response.status_code, _shown(response.headers.fields), body)
+
+
+def content_of(response: http.Response, body: AnswerBody | None) -> bytes:
+    """All of an answer's body. HookDenied."""
+    content = response.data.content or b""
+    try:
+        return whole(body, content, MAX_BODY) if body is not None and content else content
+    except Undecodable as error:
+        raise HookDenied(f"no hook can read the body: {error}") from error
 
 
 def change_response(response: http.Response, changed: Response, *, http2: bool) -> None:
