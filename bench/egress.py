@@ -120,6 +120,7 @@ async def _scaled(place: Path) -> Number:
         "per second, with a core for each",
         median(single),
         "one of them",
+        at_least=0.8 * PROCESSES,
     )
 
 

@@ -24,7 +24,7 @@ from vm.egress.hooks import (
     response_to_json,
 )
 from vm.host.confine import undumpable
-from vm.node.wire import read_record_of, record
+from vm.node.wire import MAX_RECORD, read_record_of, record
 
 _MEMORY = 2**30  # bytes of addresses
 _REASON = 200  # characters
@@ -38,23 +38,29 @@ def _loaded(call: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def _answered(hook: Callable[..., Any], asked: dict[str, Any]) -> bytes:
+    """The record to say; whatever goes wrong is said too, since this process serves others as well."""
+    try:
+        said = record(_called(hook, asked))
+        return said if len(said) <= MAX_RECORD else record({"failed": "it returned too much"})
+    except Refused as refused:
+        return record({"refused": str(refused)[:_REASON]})
+    except Exception as error:
+        # Its message may quote what passes
+        return record({"failed": f"{type(error).__name__}{_place(error)}"})
+
+
 def _called(hook: Callable[..., Any], asked: dict[str, Any]) -> dict[str, Any]:
     request = request_from_json(asked["request"])
     response = response_from_json(asked["response"]) if asked["response"] is not None else None
-    try:
-        given = hook(request) if response is None else hook(request, response)
-        if given is None:
-            return {"same": True}
-        if response is None and isinstance(given, Request):
-            return {"request": request_to_json(given)}
-        if response is not None and isinstance(given, Response):
-            return {"response": response_to_json(given)}
-        return {"failed": f"it returned {type(given).__name__}"}
-    except Refused as refused:
-        return {"refused": str(refused)[:_REASON]}
-    except Exception as error:
-        # Its message may quote what passes
-        return {"failed": f"{type(error).__name__}{_place(error)}"}
+    given = hook(request) if response is None else hook(request, response)
+    if given is None:
+        return {"same": True}
+    if response is None and isinstance(given, Request):
+        return {"request": request_to_json(given)}
+    if response is not None and isinstance(given, Response):
+        return {"response": response_to_json(given)}
+    return {"failed": f"it returned {type(given).__name__}"}
 
 
 def _place(error: BaseException) -> str:
@@ -82,7 +88,7 @@ def main(descriptor: str, call: str, seconds: str) -> None:
         sock.sendall(record({"loaded": True}))
         while (asked := read_record_of(stream)) is not None:
             signal.alarm(int(seconds))
-            sock.sendall(record(_called(hook, asked)))
+            sock.sendall(_answered(hook, asked))
             signal.alarm(0)
 
 

@@ -29,7 +29,7 @@ FRAMING = frozenset(
 )
 """Header fields that say how a message is sent: no hook sees or sets them."""
 _CALL = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.([A-Za-z_]\w*)", re.ASCII)
-_METHOD = _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _PATH = re.compile(rb"[!-~]{1,65536}")
 _VALUE = re.compile(rb"[^\r\n\0]{0,65536}")
 
@@ -98,6 +98,24 @@ def is_hooked(hooks: Sequence[Hook], host: Host, port: int) -> bool:
     return any(hook.is_for(host, port) for hook in hooks)
 
 
+def require_showable(message: Request | Response) -> None:
+    """ValueError for what is shown to no hook, nor taken from one: a clause for people, without a word of it."""
+    if isinstance(message, Response):
+        if not 101 <= message.status <= 599:
+            raise ValueError("its status is not one of 101 to 599")
+    elif not _TOKEN.fullmatch(message.method.encode("latin-1")):
+        raise ValueError("its method is no word of at most 256 letters")
+    elif not _PATH.fullmatch(message.path.encode("latin-1")):
+        raise ValueError("its path is not printable ASCII of at most 64 KiB")
+    for name, value in message.headers:
+        if not _TOKEN.fullmatch(name.encode("latin-1")):
+            raise ValueError("a name in its headers is longer than 256 bytes, or none")
+        if not _VALUE.fullmatch(value.encode("latin-1")):
+            raise ValueError("a value in its headers is longer than 64 KiB, or broken over lines")
+    if message.body is not None and len(message.body) > MAX_BODY:
+        raise ValueError("its body is longer than 1 MiB")
+
+
 # -- between an interceptor and the process of a hook
 
 
@@ -115,12 +133,10 @@ def request_to_json(request: Request) -> dict[str, Any]:
 
 def request_from_json(data: Mapping[str, Any]) -> Request:
     """The inverse; ValueError for what no request can be."""
-    method, path = str(data["method"]), str(data["path"])
-    if not _METHOD.fullmatch(method.encode("latin-1")) or not _PATH.fullmatch(path.encode("latin-1")):
-        raise ValueError("a method or path that cannot be sent")
-    return Request(
-        method, str(data["host"]), int(data["port"]), path, _headers(data["headers"]), _from_text(data["body"])
-    )
+    host, port, headers = str(data["host"]), int(data["port"]), _headers(data["headers"])
+    request = Request(str(data["method"]), host, port, str(data["path"]), headers, _from_text(data["body"]))
+    require_showable(request)
+    return request
 
 
 def response_to_json(response: Response) -> dict[str, Any]:
@@ -134,18 +150,13 @@ def response_to_json(response: Response) -> dict[str, Any]:
 
 def response_from_json(data: Mapping[str, Any]) -> Response:
     """The inverse; ValueError for what no answer can be."""
-    status = int(data["status"])
-    if not 101 <= status <= 599:
-        raise ValueError("a status that no answer has")
-    return Response(status, _headers(data["headers"]), _from_text(data["body"]))
+    response = Response(int(data["status"]), _headers(data["headers"]), _from_text(data["body"]))
+    require_showable(response)
+    return response
 
 
 def _headers(pairs: Sequence[Sequence[str]]) -> Headers:
-    headers = tuple((str(name), str(value)) for name, value in pairs)
-    for name, value in headers:
-        if not _NAME.fullmatch(name.encode("latin-1")) or not _VALUE.fullmatch(value.encode("latin-1")):
-            raise ValueError("a header that cannot be sent")
-    return headers
+    return tuple((str(name), str(value)) for name, value in pairs)
 
 
 def _to_text(body: bytes | None) -> str | None:
@@ -156,9 +167,6 @@ def _from_text(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        body = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except binascii.Error:
         raise ValueError("a body that cannot be read") from None
-    if len(body) > MAX_BODY:
-        raise ValueError("a body that is too long")
-    return body

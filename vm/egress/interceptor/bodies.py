@@ -95,12 +95,12 @@ class AnswerBody:
                 yield out
 
 
-def whole(body: RequestBody | AnswerBody, data: bytes) -> bytes:
-    """All of a body that is here as a whole. Undecodable also where it becomes more than `MAX_WHOLE`."""
+def whole(body: RequestBody | AnswerBody, data: bytes, most: int = MAX_WHOLE) -> bytes:
+    """All of a body that is here as a whole. Undecodable also where it becomes more than `most` bytes."""
     out = bytearray()
     for piece in (data, b""):
         for part in body.feed(piece):
             out += part
-            if len(out) > MAX_WHOLE:
-                raise Undecodable("it becomes too long")
+            if len(out) > most:
+                raise Undecodable(f"it becomes longer than {most // 2**20} MiB")
     return bytes(out)

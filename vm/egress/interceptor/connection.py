@@ -10,6 +10,7 @@ import inspect
 import logging
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -109,6 +110,8 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._handed = handed
         self._minting = minting
         self._verifying = verifying
+        # mitmproxy has five, and a guest of HTTP/2 may have a hundred requests under way
+        self.max_conns: defaultdict[Any, asyncio.Semaphore] = defaultdict(lambda: machine.upstreams)
         self._share = machine.share
         self._readings = {True: _Reading(), False: _Reading()}
         self._worked = 0.0
@@ -183,7 +186,14 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     def _give_up(self, server: Any) -> None:
         transport = self.transports.get(server)
-        if transport is not None and transport.writer is None and transport.handler is not None:
+        if transport is None or transport.writer is not None or transport.handler is None:
+            return
+        # Before it begins it waits for others of its machine to end: mitmproxy would not say that it was given up then
+        began = server.timestamp_start
+        left = _DIALLING if began is None else began + _DIALLING - time.time()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._give_up, server)
+        else:
             transport.handler.cancel("no answer in time")
 
     def _request_headers(self, flow: Any) -> Awaitable[object] | None:

@@ -30,7 +30,7 @@ _COLLECTED = 2**20  # of a request's body with values in it, for the same reason
 _NONE = -1
 _ALERTS = 100  # for one connection: a program that sends a foreign placeholder does so again and again
 _OURS = "atoll"
-_GRPC = "application/grpc"
+_GRPC, _GRPC_IN_BASE64 = "application/grpc", "application/grpc-web-text"
 
 
 def _scrubbed(fields: Sequence[tuple[bytes, bytes]], scrubber: Scrubber) -> tuple[tuple[bytes, bytes], ...]:
@@ -253,7 +253,7 @@ class Exchanges:
         body = RequestBody(lambda: NOTHING, lambda found: None)
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
-            content = whole(body, request.data.content or b"")
+            content = whole(body, request.data.content or b"", MAX_BODY)
         except Undecodable as error:
             self._deny(flow, exchange, self._by_hook(HookDenied(f"no hook can read the body: {error}")))
             return
@@ -365,12 +365,13 @@ class Exchanges:
         if has_no_body(flow):
             return
         headers = response.headers
-        grpc = headers.get("content-type", "").startswith(_GRPC)
+        kind = headers.get("content-type", "").lower()
+        grpc = kind.startswith(_GRPC) and not kind.startswith(_GRPC_IN_BASE64)
         decoding = Decoding(headers.get("content-encoding", ""))
         body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")
         headers.pop("content-encoding", None)
-        if length.isdecimal() and int(length) <= short:
+        if hooked.ends_with_its_head(response) or (length.isdecimal() and int(length) <= short):
             flow.metadata["atoll.body"] = body
             return
         if headers.pop("content-length", None) is not None and flow.request.http_version == "HTTP/1.1":
@@ -394,13 +395,12 @@ class Exchanges:
             if response.trailers is not None:
                 response.trailers = http.Headers(_scrubbed(response.trailers.fields, self._machine.scrubber))
             body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
-            if body is not None and response.data.content:
+            if exchange.hooks is not None and exchange.seen is not None and not response.stream:
+                late = self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen, body)
+            elif body is not None and response.data.content:
                 response.data.content = whole(body, response.data.content)
                 response.headers["content-length"] = str(len(response.data.content))
-            if exchange.hooks is not None and exchange.seen is not None and not response.stream:
-                late = self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen)
-            elif body is not None:
-                exchange.received += len(response.data.content or b"")
+                exchange.received += len(response.data.content)
         else:
             exchange.status = response.status_code
         if late is None:
@@ -408,13 +408,13 @@ class Exchanges:
         return late
 
     async def _whole_answer_through_hooks(
-        self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, request: Request
+        self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, request: Request, body: AnswerBody | None
     ) -> None:
         response = flow.response
         if response is None:
             return
-        before = hooked.response_of(response, response.data.content or b"")
         try:
+            before = hooked.response_of(response, hooked.content_of(response, body))
             after = await hooks.response(self._machine.hooking, request, before)
             if after.status == 101 and before.status != 101:
                 raise HookDenied("a hook makes another protocol of it")

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from mitmproxy import http
 
 from vm.egress.hooks import FRAMING, MAX_BODY, Headers, Request, Response
+from vm.egress.interceptor.bodies import AnswerBody, whole
+from vm.egress.interceptor.coding import Undecodable
+from vm.egress.interceptor.hooks import HookDenied
 
 type Fields = Sequence[tuple[bytes, bytes]]
 
@@ -14,15 +17,18 @@ type Fields = Sequence[tuple[bytes, bytes]]
 def is_short(message: http.Message) -> bool:
     """Whether its body can be collected: it has none, or one whose length was said and is short enough."""
     length = message.headers.get("content-length", "")
-    if length:
-        return length.isdecimal() and int(length) <= MAX_BODY
-    return message.timestamp_end is not None  # layers.py sets it for a head that is all there is
+    return ends_with_its_head(message) or (length.isdecimal() and int(length) <= MAX_BODY)
 
 
 def length_of(message: http.Message) -> int:
     """How long its body is, as it says."""
     length = message.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+    return int(length) if length.isdecimal() and not ends_with_its_head(message) else 0
+
+
+def ends_with_its_head(message: http.Message) -> bool:
+    """Whether its head is all there is, before its end is known to have come."""
+    return message.timestamp_end is not None  # layers.py sets it
 
 
 def request_of(request: http.Request, host: str, port: int, body: bytes | None) -> Request:
@@ -42,6 +48,15 @@ def change_request(request: http.Request, changed: Request) -> None:
 def response_of(response: http.Response, body: bytes | None) -> Response:
     """What a hook is asked about."""
     return Response(response.status_code, _shown(response.headers.fields), body)
+
+
+def content_of(response: http.Response, body: AnswerBody | None) -> bytes:
+    """All of an answer's body. HookDenied."""
+    content = response.data.content or b""
+    try:
+        return whole(body, content, MAX_BODY) if body is not None and content else content
+    except Undecodable as error:
+        raise HookDenied(f"no hook can read the body: {error}") from error
 
 
 def change_response(response: http.Response, changed: Response, *, http2: bool) -> None:

@@ -20,6 +20,7 @@ from vm.egress.hooks import (
     parse_hooks,
     request_from_json,
     request_to_json,
+    require_showable,
     response_from_json,
     response_to_json,
 )
@@ -49,8 +50,9 @@ class _Process:
         self._talking: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._logged = -1e9
 
-    async def call(self, room: asyncio.Semaphore, asked: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, room: asyncio.Semaphore, request: Request, response: Response | None = None) -> dict[str, Any]:
         """What it said. HookDenied. `room` is what one machine may take of it at a time."""
+        asked = self._shown(request, response)
         try:
             async with asyncio.timeout(SECONDS) as limit, room, self._turn:
                 now = asyncio.get_running_loop().time
@@ -68,12 +70,22 @@ class _Process:
             raise self._failed(f"failed: {said['failed']}")
         return said
 
-    async def _talk(
-        self, asked: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> dict[str, Any]:
+    def _shown(self, request: Request, response: Response | None) -> bytes:
+        # Whatever its process could not read would end it, for all whose calls it takes
+        try:
+            require_showable(request if response is None else response)
+            said = response_to_json(response) if response is not None else None
+            asked = wire.record({"request": request_to_json(request), "response": said})
+            if len(asked) > wire.MAX_RECORD:
+                raise ValueError("it would be shown more than 4 MiB")
+        except ValueError as error:
+            raise HookDenied(f"the hook {self.hook.call} cannot be asked: {error}") from None
+        return asked
+
+    async def _talk(self, asked: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
         done = False
         try:
-            writer.write(wire.record(asked))
+            writer.write(asked)
             await writer.drain()
             said = await wire.read_record(reader)
             done = True
@@ -153,7 +165,7 @@ class Chain:
     async def request(self, room: asyncio.Semaphore, request: Request) -> Request:
         """A request as they leave it. HookDenied."""
         for one in self._processes:
-            said = await one.call(room, {"request": request_to_json(request), "response": None})
+            said = await one.call(room, request)
             if "request" in said:
                 changed = _read(one, request_from_json, said["request"])
                 if (changed.host, changed.port) != (request.host, request.port):
@@ -165,7 +177,7 @@ class Chain:
     async def response(self, room: asyncio.Semaphore, request: Request, response: Response) -> Response:
         """An answer as they leave it, the last one first. HookDenied."""
         for one in reversed(self._processes):
-            said = await one.call(room, {"request": request_to_json(request), "response": response_to_json(response)})
+            said = await one.call(room, request, response)
             if "response" in said:
                 changed = _read(one, response_from_json, said["response"])
                 _require_kept(one, response.body, changed.body)

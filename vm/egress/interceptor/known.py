@@ -16,6 +16,7 @@ from vm.egress.turns import Share, Turns
 
 _RETIRED = 64
 _HOOKING = 4  # calls of hooks at a time: those of other machines must not wait for all of one's
+_UPSTREAMS = 4096  # connections to servers at a time, as many as it may have itself: one of HTTP/2 may want a hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Machine:
         self.policy = policy
         self.secrets = tuple(secrets)
         self.hooking = asyncio.Semaphore(_HOOKING)
+        self.upstreams = asyncio.Semaphore(_UPSTREAMS)
         self.room = Budget(OF_MACHINE, within=ALL)
         self.share = Share(turns)
         self._retired: list[Secret] = []

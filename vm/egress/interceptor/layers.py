@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mitmproxy import version
+from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import events
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http import (
@@ -22,7 +23,7 @@ from mitmproxy.proxy.layers.http import (
     _http2,
 )
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
 from mitmproxy.proxy.layers.tls import TLSLayer
 
@@ -99,6 +100,19 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
             ResponseProtocolError(self.stream_id, _UNSAID, ErrorCode.GENERIC_SERVER_ERROR)
         )
 
+    def check_invalid(self, request: bool) -> Any:
+        """See mitmproxy, which would quote the answer's head to the guest, before anybody took values out of it."""
+        if request:
+            return (yield from super().check_invalid(request))
+        try:
+            if not 100 <= self.flow.response.status_code <= 999:
+                raise ValueError("a status has three digits")
+            validate_headers(self.flow.response)
+        except ValueError:
+            yield from self._break_off()
+            return True
+        return False
+
     def handle_protocol_error(self, event: Any) -> Any:
         """Its message becomes a page for the guest: nothing that somebody sent may be quoted there."""
         if event.code is ErrorCode.CONNECT_FAILED:
@@ -106,6 +120,14 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
         else:
             event.message = _UNSAID
         yield from super().handle_protocol_error(event)
+
+
+class _Http1Server(Http1Server):  # type: ignore[misc]
+    def send(self, event: Any) -> Any:
+        """A 100 is not the answer; mitmproxy would take it for that, and end what fails behind it without a word."""
+        yield from super().send(event)
+        if _is_interim(event):
+            self.response = None
 
 
 class _Http1Client(Http1Client):  # type: ignore[misc]
@@ -138,12 +160,13 @@ def _is_interim(event: Any) -> bool:
 
 
 def _page(status: int, message: str = "") -> bytes:
-    return f"Atoll: {message or _UNSAID}.\n".encode()
+    # What is not well formed would be quoted
+    said = "the request is not well formed" if status == 400 else message or _UNSAID
+    return f"Atoll: {said}.\n".encode()
 
 
 def _answer(status: int, message: str = "") -> bytes:
-    # What is not well formed would be quoted
-    body = _page(status, "the request is not well formed" if status == 400 else message)
+    body = _page(status, message)
     fields = {**answer_headers(failed=True), "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status} Error\r\n{head}\r\n".encode() + body
@@ -153,6 +176,7 @@ def install() -> None:
     """Put ours in the place of what mitmproxy looks up by name in its modules."""
     version.MITMPROXY = "atoll"
     http.Http1Client = _Http1Client
+    http.Http1Server = _Http1Server
     http._http1.make_error_response = lambda status, message="": _answer(status, message)
     _http2.format_error = _page
 

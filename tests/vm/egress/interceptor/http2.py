@@ -86,7 +86,9 @@ class End:
                 await self._reply(event.stream_id, *self._answer(message))
 
     async def _reply(self, stream: int, fields: Fields, pieces: Sequence[bytes], trailers: Fields) -> None:
-        self.h2.send_headers(stream, fields)
+        self.h2.send_headers(stream, fields, end_stream=not pieces and not trailers)
+        if not pieces and not trailers:
+            return
         for piece in pieces:
             self.h2.send_data(stream, piece)
             await self.flush()

@@ -18,6 +18,7 @@ from urllib.parse import quote, quote_plus
 import brotli
 import pytest
 
+from tests.vm.egress.interceptor import http2
 from tests.vm.egress.interceptor.scene import (
     API,
     OTHER,
@@ -30,6 +31,7 @@ from tests.vm.egress.interceptor.scene import (
     request,
     secret,
 )
+from vm.egress.journal import Verdict
 from vm.node.interceptors import CHECKOUT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -318,3 +320,53 @@ async def test_a_head_request_and_a_large_body_keep_their_lengths(scene: Scene) 
         assert b"99" in await reader.readuntil(b"\r\n\r\n")
         writer.write(request("GET /", f"Host: {API}"))
         assert (await read_answer(reader)).body == big
+
+
+@pytest.mark.parametrize("proxy", ["http/1.1", "h2"])
+@pytest.mark.parametrize(
+    ("method", "head"),
+    [
+        ("GET", f"200 OK\r\n{VALUE}: x\r\nContent-Length: 2"),
+        ("GET", f"304 X\r\nContent-Length: {VALUE}"),
+        ("GET", f"204 X\r\nContent-Length: {VALUE}"),
+        ("HEAD", f"200 OK\r\nContent-Length: {VALUE}"),
+        ("HEAD", f"200 OK\r\nContent-Length: 2\r\nContent-Length: {VALUE}"),
+        ("HEAD", f"200 OK\r\nTransfer-Encoding: {VALUE}"),
+        ("GET", f"200 OK\r\nContent-Length: {VALUE}"),
+        ("GET", f"200 OK\r\nTransfer-Encoding: {VALUE}"),
+        ("GET", f"200 OK\r\n{VALUE}"),
+        ("GET", f"{VALUE} OK"),
+    ],
+)
+async def test_nothing_is_quoted_of_an_answer_that_is_not_well_formed(
+    scene: Scene, method: str, head: str, proxy: str
+) -> None:
+    """A value in the name of a header, or where a length should be: the guest reads that it broke off, and no more."""
+    await scene.tell(secret())
+    async with scene.serving(answering(head, b"ok")) as server:
+        if proxy == "h2":
+            async with http2.client(scene, server.port) as guest:
+                answer = await guest.ask(method=method.lower())  # h2 lets no page follow HEAD
+            status, raw = answer.fields[":status"], repr(answer.fields).encode() + answer.body
+        else:
+            async with scene.talking(API, server.port) as (reader, writer):
+                writer.write(request(f"{method} /", f"Host: {API}"))
+                raw = await reader.read()
+            status = raw.split()[1].decode()
+    assert (status, leaks(raw), b"the exchange broke off" in raw) == ("502", [], True)
+    assert b"mitmproxy" not in raw
+    assert b"option" not in raw
+    noted = await scene.note()
+    assert (noted.verdict, VALUE in repr(noted)) == (Verdict.FAILED, False)
+
+
+@pytest.mark.parametrize("value", ["48151623", "4_8", "-48", "1000"])
+async def test_a_value_that_is_a_number_does_not_come_back_as_a_status(scene: Scene, value: str) -> None:
+    """Nor into the journal: what has not three digits is no status, and what has is one."""
+    await scene.tell(secret(value=value))
+    async with scene.serving(
+        answering(f"{value} OK\r\nContent-Length: 0"), answering("999 No\r\nContent-Length: 0")
+    ) as server:
+        answer = await scene.ask(server.port)
+        assert (answer.status, (await scene.note()).status) == (502, 0)
+        assert (await scene.ask(server.port)).status == 999

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from tests.vm.egress.interceptor.scene import (
     Answer,
     Scene,
     answering,
+    hello,
     read_answer,
     request,
     secret,
@@ -66,6 +68,12 @@ def misbehave(request, response=None):
         return replace(given, headers=given.headers + (("X-Bad", "a\\r\\nX-Worse: b"),))
     if how == "host header":
         return replace(request, headers=request.headers + (("Host", "evil.example"),))
+    if how == "much":
+        return replace(request, body=bytes(2**22))
+    if how == "long body":
+        return replace(request, body=bytes(2**20 + 1))
+    if how == "bytes":
+        return replace(request, headers=request.headers + ((b"X-Bad", b"a"),))
     if how == "empty":
         return replace(response, status=204)
     if how == "trace":
@@ -162,6 +170,33 @@ async def test_hooks_are_asked_over_http2(scene: Scene) -> None:
     assert (said.fields[":status"], said.body) == ("201", b"HELLO!")
 
 
+@pytest.mark.parametrize("status", ["302", "200"])
+async def test_an_answer_that_is_a_head_only_passes_its_hooks(scene: Scene, status: str) -> None:
+    """Over HTTP/2 a redirect, or an error of gRPC, ends with its head and has no length: its body is empty."""
+    await scene.tell()
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", status), ("location", "/x")], [], []
+
+    async with http2.serving(scene, answer) as (port, _got), http2.client(scene, port) as guest:
+        said = await guest.ask()
+    assert (said.fields[":status"], said.fields["x-seen"], said.body) == ("201", "b''", b"")
+    assert (await scene.note()).status == 201
+
+
+async def test_an_answer_to_head_passes_its_hooks_once(scene: Scene) -> None:
+    """However long the body would be that it tells of: there is none that could stream."""
+    await scene.tell()
+    async with (
+        scene.serving(answering(f"200 OK\r\nContent-Length: {2**30}")) as server,
+        scene.talking(API, server.port) as (reader, writer),
+    ):
+        writer.write(request("HEAD /", f"Host: {API}"))
+        head = await reader.readuntil(b"\r\n\r\n")
+    assert head.lower().count(b"x-seen: b''\r\n") == head.lower().count(b"x-seen") == 1
+    assert b"content-length: %d\r\n" % 2**30 in head.lower()
+
+
 async def _misbehaving(scene: Scene, port: int, how: str) -> Answer:
     return await scene.ask(port, f"X-How: {how}", host=OTHER)
 
@@ -177,6 +212,9 @@ async def _misbehaving(scene: Scene, port: int, how: str) -> Answer:
         ("header", "returned what cannot be sent"),
         ("host", "names another host"),
         ("trace", "TRACE is not for a server"),
+        ("much", "it returned too much"),
+        ("long body", "returned what cannot be sent"),
+        ("bytes", "failed: TypeError"),
     ],
 )
 async def test_a_hook_that_goes_wrong_denies(scene: Scene, how: str, said: str) -> None:
@@ -259,19 +297,93 @@ async def test_a_hook_that_cannot_be_loaded_denies(scene: Scene) -> None:
     assert (denied.status, "could not be loaded: AttributeError" in denied.body.decode()) == (403, True)
 
 
+def _children(scene: Scene) -> dict[int, bytes]:
+    """The processes that run hooks, and their command lines."""
+    interceptor = scene.interceptors._processes[0].process.pid
+    return {
+        int(status.parent.name): (status.parent / "cmdline").read_bytes()
+        for status in Path("/proc").glob("[0-9]*/status")
+        if f"\nPPid:\t{interceptor}\n" in status.read_text()
+    }
+
+
+_FAR_TOO_LONG = "x" * 70_000
+_PACKED = gzip.compress(bytes(3 * 2**20))
+_MUCH = "".join(f"\r\nX-{number}: {60_000 * 'ä'}" for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "body", "said"),
+    [
+        (f"/{_FAR_TOO_LONG}", [], b"", "its path is not printable ASCII of at most 64 KiB"),
+        ("/", [f"X-Some: {_FAR_TOO_LONG}"], b"", "a value in its headers is longer than 64 KiB"),
+        ("/", [f"{'x' * 300}: y"], b"", "a name in its headers is longer than 256 bytes"),
+        ("/", ["Content-Encoding: gzip"], _PACKED, "no hook can read the body: it becomes longer than 1 MiB"),
+    ],
+)
+async def test_a_request_that_no_hook_can_be_shown_is_denied(
+    scene: Scene, path: str, fields: list[str], body: bytes, said: str
+) -> None:
+    """The server gets nothing, the guest and the journal are told why, and the hook's one process lives on."""
+    await scene.tell()
+    async with scene.serving(names=[OTHER]) as server:
+        assert (await _misbehaving(scene, server.port, "well")).status == 200
+        await scene.note()
+        before = _children(scene)
+        denied = await scene.ask(server.port, *fields, host=OTHER, path=path, body=body)
+        passage = await scene.note()
+        assert len(server.got) == 1
+        assert (await _misbehaving(scene, server.port, "well")).status == 200
+    assert (denied.status, said in denied.body.decode()) == (403, True)
+    assert (passage.verdict, passage.rule, said in passage.detail) == (Verdict.DENIED, "hook", True)
+    assert _children(scene) == before
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "said"),
+    [
+        ("600 Yes\r\nX-Mark: marked", b"", "its status is not one of 101 to 599"),
+        (f"200 OK\r\nX-Mark: marked\r\nX-Some: {_FAR_TOO_LONG}", b"", "a value in its headers is longer than 64 KiB"),
+        ("200 OK\r\nX-Mark: marked\r\n on two lines", b"", "or broken over lines"),
+        (f"200 OK\r\nX-Mark: marked\r\n{'x' * 300}: y", b"", "a name in its headers is longer than 256 bytes"),
+        ("200 OK\r\nContent-Encoding: gzip", _PACKED, "no hook can read the body: it becomes longer than 1 MiB"),
+        (f"200 OK{_MUCH}", b"marked".ljust(2**20), "it would be shown more than 4 MiB"),
+    ],
+)
+async def test_an_answer_that_no_hook_can_be_shown_is_denied(scene: Scene, head: str, body: bytes, said: str) -> None:
+    """The guest has nothing of it, be it whole or a stream, and reads why; the hook's one process lives on."""
+    await scene.tell()
+    asked = request("POST /", f"Host: {OTHER}", f"Content-Length: {2**20}") + bytes(2**20)
+    whole = answering(f"{head}\r\nContent-Length: {len(body)}", body)
+    stream = answering(f"{head}\r\nTransfer-Encoding: chunked", b"6\r\nmarked\r\n0\r\n\r\n")
+    async with scene.serving(hello, whole, stream, names=[OTHER]) as server:
+        assert (await _misbehaving(scene, server.port, "well")).status == 200
+        await scene.note()
+        before = _children(scene)
+        async with scene.talking(OTHER, server.port) as (reader, writer):
+            writer.write(asked)
+            denied = await read_answer(reader)
+        passage = await scene.note()
+        assert _children(scene) == before
+        if not body:
+            async with scene.talking(OTHER, server.port) as (reader, writer):
+                writer.write(request("GET /", f"Host: {OTHER}"))
+                assert b"marked" not in await asyncio.wait_for(reader.read(), 20)
+            assert said in (await scene.note()).detail
+    async with scene.serving(names=[OTHER]) as server:
+        assert (await _misbehaving(scene, server.port, "well")).status == 200
+    assert (denied.status, said in denied.body.decode(), b"marked" in denied.raw) == (403, True, False)
+    assert (passage.verdict, passage.rule, said in passage.detail) == (Verdict.DENIED, "hook", True)
+    assert _children(scene) == before
+
+
 async def test_hooks_run_where_no_value_is(scene: Scene) -> None:
     """Their processes are the interceptor's children, with its user and a directory of the administrator's."""
     await scene.tell()
     async with scene.serving() as server:
         await scene.ask(server.port)
-    interceptor = scene.interceptors._processes[0].process.pid
-    children = [
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/status")
-        if f"\nPPid:\t{interceptor}\n" in status.read_text()
-    ]
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
-    assert any(b"acme_hooks.change" in command for command in commands)
+    children = _children(scene)
+    assert any(b"acme_hooks.change" in command for command in children.values())
     for pid in children:
         assert Path(f"/proc/{pid}/environ").stat().st_uid == 0  # not dumpable: another of its user cannot look in
         assert "Max core file size        0" in Path(f"/proc/{pid}/limits").read_text()

@@ -8,7 +8,7 @@ import gzip
 import json
 import ssl
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -244,9 +244,12 @@ async def test_each_request_on_a_connection_is_judged(scene: Scene) -> None:
         assert len(server.got) == 1
 
 
+@pytest.mark.parametrize("expect", [False, True])
 @pytest.mark.parametrize("how", ["wrong name", "expired", "self-signed"])
-async def test_an_upstream_that_is_not_who_it_should_be_gets_nothing(scene: Scene, how: str, tmp_path: Path) -> None:
-    """A certificate of another name, of old, or of nobody known: a 502 that says why, and no request."""
+async def test_an_upstream_that_is_not_who_it_should_be_gets_nothing(
+    scene: Scene, how: str, expect: bool, tmp_path: Path
+) -> None:
+    """A certificate of another name, of old, or of nobody: a 502 that says why, behind a 100 too, and no request."""
     token = secret()
     await scene.tell(token)
     names, days = ([OTHER] if how == "wrong name" else [API]), (-1 if how == "expired" else 1)
@@ -256,7 +259,12 @@ async def test_an_upstream_that_is_not_who_it_should_be_gets_nothing(scene: Scen
     try:
         async with scene.serving(names=names, days=days) as server:
             scene.authority = known
-            answer = await scene.ask(server.port, f"X-Key: {token.placeholder}")
+            async with scene.talking(API, server.port) as (reader, writer):
+                fields = ["Expect: 100-continue", "Content-Length: 1"] if expect else []
+                writer.write(request("POST /", f"Host: {API}", f"X-Key: {token.placeholder}", *fields) + b"x" * expect)
+                if expect:
+                    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+                answer = await read_answer(reader)
             assert (answer.status, answer.fields["x-atoll-egress"]) == (502, "failed")
             assert b"ertificate" in answer.body
             assert not server.got
@@ -325,12 +333,17 @@ async def test_a_denial_is_explained_over_tls(scene: Scene) -> None:
 
 
 async def test_what_one_has_nothing_to_do_with_is_reset(scene: Scene) -> None:
-    """A client that does not trust the installation gets an error of TLS for a denied host."""
-    await scene.tell(allow=[])
-    _reader, writer = await scene.connect(API, 443)
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        await writer.start_tls(ssl.create_default_context(), server_hostname=API)
-    writer.close()
+    """A client that trusts its server, but not the installation, gets an error of TLS once the host is denied."""
+    stranger = ssl.create_default_context(cafile=str(scene.authority.certificate))
+    async with scene.serving() as server:
+        for allow in ([API], []):
+            await scene.tell(allow=allow)
+            _reader, writer = await scene.connect(API, server.port)
+            with nullcontext() if allow else pytest.raises((ssl.SSLError, ConnectionError)):
+                await writer.start_tls(stranger, server_hostname=API)
+            writer.close()
+            assert (await scene.note(Kind.CONNECTION)).verdict is (Verdict.ALLOWED if allow else Verdict.DENIED)
+        assert server.dialled == 1
 
 
 async def test_a_server_that_speaks_first_is_heard_on_a_bound_host(scene: Scene) -> None:

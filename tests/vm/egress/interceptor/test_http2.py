@@ -11,7 +11,18 @@ import pytest
 
 from tests.vm.egress.interceptor import http2
 from tests.vm.egress.interceptor.http2 import Message
-from tests.vm.egress.interceptor.scene import API, OTHER, VALUE, Got, Scene, placeholder, read_answer, request, secret
+from tests.vm.egress.interceptor.scene import (
+    API,
+    OTHER,
+    VALUE,
+    Got,
+    Scene,
+    hello,
+    placeholder,
+    read_answer,
+    request,
+    secret,
+)
 from tests.vm.egress.interceptor.test_pieces import _frame, _read
 from vm.egress.journal import Kind, Verdict
 
@@ -136,6 +147,19 @@ async def test_a_method_for_proxies_goes_nowhere(scene: Scene, method: str) -> N
         assert [one.fields["x-key"] for one in got] == [VALUE]
 
 
+async def test_a_request_that_is_not_well_formed_is_not_quoted(scene: Scene) -> None:
+    """It goes nowhere, and its guest reads that, rather than which option of mitmproxy's would let it pass."""
+    await scene.tell(secret())
+    async with (
+        http2.serving(scene, lambda got: ([(":status", "200")], [b"ok"], [])) as (port, got),
+        http2.client(scene, port) as guest,
+    ):
+        said = await guest.ask(("content-length", "2"), ("content-length", "2"), body=b"ab")
+        assert (await guest.ask()).fields[":status"] == "200"
+        assert len(got) == 1
+    assert (said.fields[":status"], said.body) == ("400", b"Atoll: the request is not well formed.\n")
+
+
 @pytest.mark.parametrize("proxy", ["h2", "http/1.1"])
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -174,6 +198,29 @@ async def test_a_line_of_http1_cannot_be_made_of_http2(scene: Scene, method: str
         assert len(got) == 2
 
 
+async def test_a_server_of_http1_answers_as_many_at_a_time_as_are_asked(scene: Scene) -> None:
+    """Each has a connection of its own to it: six that take their time hold up no seventh, and are answered as well."""
+    token = secret()
+    await scene.tell(token)
+    go_on = asyncio.Event()
+
+    async def reply(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if got.line.startswith(b"GET /held"):
+            await go_on.wait()
+        await hello(got, reader, writer)
+
+    async with scene.serving(reply) as server, http2.client(scene, server.port) as guest:
+        held = [asyncio.ensure_future(guest.ask(("x-key", token.placeholder), path="/held")) for _ in range(6)]
+        async with asyncio.timeout(10):
+            while len(server.got) < len(held):
+                await asyncio.sleep(0.01)
+        assert (await guest.ask(("x-key", token.placeholder))).body == b"hello\n"
+        assert not any(one.done() for one in held)
+        go_on.set()
+        assert [one.body for one in await asyncio.gather(*held)] == [b"hello\n"] * 6
+    assert [got["x-key"] for got in server.got] == [RAW] * 7
+
+
 async def test_an_open_websocket_goes_by_the_value_of_now(scene: Scene) -> None:
     """After a rotation its messages get the new value, and what comes back is looked through for both."""
     token = secret(places=["body"], value="the-first-value")
@@ -208,12 +255,13 @@ async def test_an_open_websocket_goes_by_the_value_of_now(scene: Scene) -> None:
     assert b"".join(payload for _, payload in _read(rest, masked=False)) == said + b"|" + said
 
 
-async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Scene) -> None:
+@pytest.mark.parametrize("kind", ["application/grpc", "Application/gRPC-Web+proto"])
+async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Scene, kind: str) -> None:
     """A value in a message is replaced by as many bytes; a compressed one ends the call."""
     token = secret()
     await scene.tell(token)
     message = b"\x0a" + bytes([len(RAW)]) + RAW
-    grpc = [(":status", "200"), ("content-type", "application/grpc")]
+    grpc = [(":status", "200"), ("content-type", kind)]
 
     def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
         flag = b"\1" if got.fields[":path"] == "/compressed" else b"\0"
@@ -235,6 +283,23 @@ async def test_grpc_messages_keep_their_lengths_and_are_not_compressed(scene: Sc
             packed = await guest.ask(("content-type", "application/grpc"), path="/compressed", body=b"\0" * 5)
             assert RAW not in packed.body
             assert not packed.trailers
+
+
+@pytest.mark.parametrize("kind", ["application/grpc-web-text", "Application/gRPC-Web-Text+proto"])
+async def test_grpc_in_base64_is_looked_through_as_text(scene: Scene, kind: str) -> None:
+    """It begins with an A, which is not taken for the flag of a compressed message; no value is in it."""
+    token = secret()
+    await scene.tell(token)
+    body = base64.b64encode(b"\0" + (2 + len(RAW)).to_bytes(4) + b"\x0a" + bytes([len(RAW)]) + RAW)
+
+    def answer(got: Message) -> tuple[http2.Fields, list[bytes], http2.Fields]:
+        return [(":status", "200"), ("content-type", kind)], [body[:20], body[20:]], []
+
+    async with http2.serving(scene, answer) as (port, _got), http2.client(scene, port) as guest:
+        said = await guest.ask(("content-type", kind), ("te", "trailers"), body=b"AAAAAAA=")
+    assert (said.reset, said.body[:8]) == (False, body[:8])
+    assert token.placeholder.encode() in said.body
+    assert body[20:-5] not in said.body
 
 
 async def test_a_value_is_not_put_into_a_grpc_message(scene: Scene) -> None:
