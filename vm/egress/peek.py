@@ -15,6 +15,8 @@ from vm.egress.policy import Host
 MAX_PEEK = 32_768
 _MAX_RECORDS = 64
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
+_RECORDS = range(0x14, 0x19)
+"""Every type of a TLS record: servers drop a warning, or a change of ciphers, that comes before the hello."""
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([\x21-\x7e]+) (HTTP/1\.[01])")
 _BEGINNING = re.compile(
     rb"[\r\n\t ]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]{0,64}\Z"
@@ -140,8 +142,12 @@ def speech(data: bytes | bytearray) -> Speech | None:
     if first >= b"\x80":
         # The ClientHello of SSL 2 names no host, and servers take it as the beginning of TLS to this day
         return None if len(data) < 4 else Speech.TLS if data[2:4] == b"\x01\x03" else Speech.OTHER
-    if first == bytes([_HANDSHAKE]):
-        return None if len(data) < 2 else Speech.TLS if data[1] == 3 else Speech.OTHER
+    if first and data[0] in _RECORDS:
+        if len(data) < 2 or data[1] == 3:
+            return None if len(data) < 2 else Speech.TLS
+        # Servers that go by TLS 1.3, and Go's, do not care for the version of the first record. Whatever may be in it
+        # (a hello, a warning, a change of ciphers) begins with a 1
+        return None if len(data) < 6 else Speech.TLS if data[5] == 1 else Speech.OTHER
     begun = _BEGINNING.match(data)
     if begun is None:
         return Speech.OTHER

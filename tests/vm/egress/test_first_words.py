@@ -142,6 +142,18 @@ async def test_no_request_passes_to_a_host_that_is_looked_through(heard: World, 
     assert await comes_through(heard, "bound.example", 8080, b"\x00\x00\x00\x08\x04\xd2\x16\x2f")
 
 
+@pytest.mark.parametrize("port", [443, 8443])
+@pytest.mark.parametrize(
+    "first",
+    [b"\x15\x03\x01\x00\x02\x01\x5a", b"\x14\x03\x03\x00\x01\x01", b"\x15\x02\x00\x00\x02\x01\x5a", b""],
+    ids=["a warning", "a change of ciphers", "a warning of another version", "a hello of another version"],
+)
+async def test_no_tls_passes_unread_to_a_host_that_is_looked_through(heard: World, port: int, first: bytes) -> None:
+    """Whatever record it begins with, and whatever version that claims: servers drop a warning that comes first."""
+    said = hello("bound.example")
+    assert not await comes_through(heard, "bound.example", port, first + (said if first else b"\x16\x02" + said[2:]))
+
+
 async def test_a_plain_request_with_any_method_is_denied_on_port_80(heard: World) -> None:
     for method in ("get", "G", "VERSION-CONTROL"):
         asked = f"{method} / HTTP/1.1\r\nHost: %s\r\n\r\n"
