@@ -49,7 +49,7 @@ async def comes_through(world: World, host: str, port: int, *pieces: bytes) -> b
 
     async with world.serving(port, answering):
         reader, writer = await world.connect(host, port)
-        with suppress(ConnectionError):
+        with suppress(OSError):
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.05)
@@ -131,6 +131,17 @@ async def test_silence_hides_nothing_on_a_port_of_a_host_that_is_looked_through(
         [b"GET / HTTP/1.1\nHost: bound.example\n\n"],
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
         [b"GET / HTTP/1.1"],
+        [b"M" * 65 + b" / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"M" * 40_000, b" / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"(GET) / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\x1c/\x1dHTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\x85/\xa0HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\r/\rHTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"\xa0", b"\x1e\x1fGET / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"\v\fGET / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET /\0 HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET /\0", b" HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET page\r\n", b"\r\n"],
         [SSL2],
     ],
     ids=lambda pieces: repr(b"|".join(pieces)[:20]),
@@ -220,6 +231,7 @@ async def test_an_address_may_be_that_of_what_is_looked_through(heard: World) ->
         [b"\r\n"],
         [b"G"],
         [b"0032git-upload-pack /project.git\0host=good.example\0"],
+        [b"0032git-upload-pack /project.git\0host=good.example\0", b"0009done\n"],
         [b"\x16"],
         [b"\x80\x00"],
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
