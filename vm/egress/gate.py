@@ -46,6 +46,7 @@ _LOOK = 30.0
 _PATIENCE = 60.0  # seconds that a connection waits to be allowed, where somebody wants to be asked
 _ADDRESSES = 4  # of a host, that are tried
 _LOOKUPS = 4  # at a time, for one machine
+_AGREED = 256  # whom clients asked for and where, that are remembered
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
 _LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -84,13 +85,14 @@ class Gate:
         self._journal = journal
         self._limit = limit
         self._asking = Asking(patience, journal)
-        self._secrets = tuple(secrets)
+        self._placeholders = {secret.placeholder: secret.name for secret in secrets}
         self._bindings = Bindings(secrets)
         self._token = token
         self._interceptor = interceptor
         self._hooks = hooks
         self._original = original
         self._share = Share(turns) if turns is not None else None
+        self._agreed: set[tuple[Host, int, Claim]] = set()  # by this policy and these secrets
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
@@ -133,7 +135,9 @@ class Gate:
     def change(self, policy: Policy, secrets: Sequence[Secret] = ()) -> None:
         """Let another policy and other secrets hold, for the connections that there are already as well."""
         self._judge = Judge(policy, self._refusals)
-        self._secrets, self._bindings = tuple(secrets), Bindings(secrets)
+        self._placeholders = {secret.placeholder: secret.name for secret in secrets}
+        self._bindings = Bindings(secrets)
+        self._agreed.clear()
         self._asking.changed()
         for connection in list(self._connections):
             if connection.decision is not None and connection.verdict is None:
@@ -259,7 +263,8 @@ class Gate:
             upstream = connection.upstream or await self._joined(connection, await self._dialled(connection))
         self._decide(connection)
         if reader is read_head:
-            guest.follow(Requests(lambda claim: self._agree(connection, claim)), lambda why: _end(connection, why))
+            requests = Requests(lambda claim, _head: self._agree(connection, claim))
+            guest.follow(requests, lambda why: _end(connection, why))
         if guest.closed or upstream.closed:
             connection.reset()
         else:
@@ -342,11 +347,16 @@ class Gate:
 
     def _agree(self, connection: Connection, claim: Claim) -> None:
         """The same for a later request on the connection. Unreadable, with the decision made."""
-        try:
-            self._require_agreement(connection, claim)
-        except Denied as denied:
-            connection.decision = denied.decision
-            raise Unreadable(denied.decision.sentence) from denied
+        known = connection.host, connection.port, claim
+        if known not in self._agreed:
+            try:
+                self._require_agreement(connection, claim)
+            except Denied as denied:
+                connection.decision = denied.decision
+                raise Unreadable(denied.decision.sentence) from denied
+            if len(self._agreed) >= _AGREED:
+                self._agreed.clear()
+            self._agreed.add(known)
         connection.claim = claim
 
     def _require_unbound(self, connection: Connection, guest: Side) -> None:
@@ -357,9 +367,9 @@ class Gate:
         request = guest.held or b""
         if connection.tls or speech(request) is not Speech.HTTP:
             return
-        names = {secret.placeholder: secret.name for secret in self._secrets}
         for placeholder in set(placeholders_in(request)):
-            self._journal(stray_placeholder(str(connection.host), connection.port, names.get(placeholder), plain=True))
+            name = self._placeholders.get(placeholder)
+            self._journal(stray_placeholder(str(connection.host), connection.port, name, plain=True))
         if self._bound(connection):
             raise Denied(_has_a_secret(connection))
         if self._is_intercepted(connection):
