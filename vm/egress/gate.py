@@ -263,7 +263,7 @@ class Gate:
             upstream = connection.upstream or await self._joined(connection, await self._dialled(connection))
         self._decide(connection)
         if reader is read_head:
-            requests = Requests(lambda claim, _head: self._agree(connection, claim))
+            requests = Requests(lambda claim, head: self._agree(connection, claim, head))
             guest.follow(requests, lambda why: _end(connection, why))
         if guest.closed or upstream.closed:
             connection.reset()
@@ -345,8 +345,9 @@ class Gate:
         if claim.host != connection.host and self._is_looked_through(claim.host, connection.port):
             raise Denied(_by_another_name(connection, claim))
 
-    def _agree(self, connection: Connection, claim: Claim) -> None:
+    def _agree(self, connection: Connection, claim: Claim, head: bytes) -> None:
         """The same for a later request on the connection. Unreadable, with the decision made."""
+        self._tell_strays(connection, head)
         known = connection.host, connection.port, claim
         if known not in self._agreed:
             try:
@@ -367,13 +368,17 @@ class Gate:
         request = guest.held or b""
         if connection.tls or speech(request) is not Speech.HTTP:
             return
-        for placeholder in set(placeholders_in(request)):
-            name = self._placeholders.get(placeholder)
-            self._journal(stray_placeholder(str(connection.host), connection.port, name, plain=True))
+        self._tell_strays(connection, request)
         if self._bound(connection):
             raise Denied(_has_a_secret(connection))
         if self._is_intercepted(connection):
             raise Denied(_has_a_hook(connection))
+
+    def _tell_strays(self, connection: Connection, said: bytes | bytearray) -> None:
+        """Tell of the placeholders in what a client says in plain text, of each once for the connection."""
+        for name in {self._placeholders.get(placeholder) for placeholder in placeholders_in(said)} - connection.strayed:
+            connection.strayed.add(name)
+            self._journal(stray_placeholder(str(connection.host), connection.port, name, plain=True))
 
     async def _dialled(self, connection: Connection) -> socket.socket:
         """A socket to an address that was checked. Denied."""

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vm.egress.world import World, echo, get
+from tests.vm.egress.world import LIST, World, echo, get
+from vm.api import Secret
 from vm.egress.connection import Connection
-from vm.egress.journal import Verdict
+from vm.egress.journal import Kind, Verdict
 from vm.egress.judge import Judge
 from vm.egress.peek import Claim, Unreadable
 from vm.egress.policy import Policy
@@ -322,3 +323,33 @@ async def test_whom_a_client_may_ask_for_is_looked_up_once(world: World, monkeyp
             with pytest.raises(ConnectionError):
                 await reader.readexactly(1)
     assert (await world.last()).rule == "one.example"
+
+
+async def test_a_placeholder_in_any_plain_request_is_told_of(world: World) -> None:
+    """In the first one and in each later one, whose secret it is; once for each secret and connection."""
+    secrets = [
+        Secret(name, "DENO_SECRET_PLACEHOLDER_" + digit * 32, "value", ("bound.example",))
+        for name, digit in (("ONE", "1"), ("TWO", "2"), ("THREE", "3"))
+    ]
+    world.gate.change(Policy(LIST), secrets)
+
+    def asking(placeholder: str) -> bytes:
+        return get("good.example").replace(b"\r\n\r\n", f"\r\nX: {placeholder}\r\n\r\n".encode())
+
+    one, two, three = (asking(secret.placeholder) for secret in secrets)
+    unknown = asking("DENO_SECRET_PLACEHOLDER_" + "9" * 32)
+    async with world.serving(80, echo):
+        for _ in range(2):
+            reader, writer = await world.connect("good.example", 80)
+            for piece in (one, get("good.example"), two, one + two, three[:-10], three[-10:] + unknown):
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            writer.write_eof()
+            assert await reader.read(-1) == one + get("good.example") + two + one + two + three + unknown
+            writer.close()
+    while world.gate.connections:
+        await asyncio.sleep(0.01)
+    alerts = [passage for passage in world.passages if passage.kind is Kind.ALERT]
+    told = [alert.detail.partition(" was sent")[0].removeprefix("The placeholder of ") for alert in alerts]
+    assert told == ["ONE", "TWO", "THREE", "A placeholder that is none of this sandbox's"] * 2
+    assert all("in plain text" in alert.detail and alert.host == "good.example" for alert in alerts)
