@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.functions import Mod
 from django.utils import timezone
 
 from sandboxes import audit, runtime
@@ -21,6 +22,7 @@ from sandboxes.database import in_thread
 from sandboxes.egress import ASKED, pattern_of, shown
 from sandboxes.events import denial_payload
 from sandboxes.models import EgressDenial, EgressPosition, EgressRecord, Sandbox, SandboxState
+from sandboxes.services.retention import rows_drop
 from vm.api import PassageBatch, PassageEntry
 from vm.egress.journal import Kind, Verdict
 from vm.errors import VmError
@@ -37,6 +39,10 @@ QUIET = timedelta(minutes=10)
 MOST = 20
 """Denials of one sandbox that are told within that time (one more event says there are others); questions at a time."""
 TOLD_FOR = timedelta(days=1)
+RECENTLY = timedelta(minutes=5)
+"""Some turns: one may be left out."""
+IN_TURN = 60
+"""Minutes in which each sandbox's rows are counted, whatever it does."""
 
 type _Key = tuple[int, bool, str, int, str, str]
 
@@ -185,11 +191,26 @@ def egress_prune(*, now: datetime | None = None) -> None:
     """Drop what is older than is kept, more than is kept of one sandbox, and what is of none any more."""
     now = now or timezone.now()
     days, rows = config()["egress_days"], config()["egress_rows"]
-    EgressDenial.objects.filter(at__lt=now - TOLD_FOR).delete()
-    EgressRecord.objects.filter(at__lt=now - timedelta(days=days)).delete()
-    EgressRecord.objects.filter(sandbox__state=SandboxState.DELETED, sandbox__machine_removed=True).delete()
-    counted = EgressRecord.objects.order_by().values("sandbox").annotate(rows=Count("pk")).filter(rows__gt=rows)
-    for sandbox in counted.values_list("sandbox", flat=True):
-        mine = EgressRecord.objects.filter(sandbox=sandbox)
-        oldest = mine.order_by("-number").values_list("number", flat=True)[rows - 1]
-        mine.filter(number__lt=oldest).delete()
+    rows_drop(EgressDenial.objects.filter(at__lt=now - TOLD_FOR).order_by("at"))
+    rows_drop(EgressRecord.objects.filter(at__lt=now - timedelta(days=days)).order_by("at"))
+    gone = Sandbox.objects.filter(state=SandboxState.DELETED, machine_removed=True)
+    for sandbox in gone.filter(Exists(_of(OuterRef("pk")))).values_list("pk", flat=True):
+        rows_drop(_of(sandbox))
+    for sandbox in _grown(now):
+        oldest = _of(sandbox).order_by("-number").values_list("number", flat=True)[rows - 1 : rows].first()
+        if oldest is not None:
+            rows_drop(_of(sandbox).filter(number__lt=oldest))
+
+
+def _of(sandbox: int | OuterRef) -> QuerySet[EgressRecord]:
+    return EgressRecord.objects.filter(sandbox=sandbox).order_by("number")
+
+
+def _grown(now: datetime) -> set[int]:
+    """Sandboxes that may have more rows than are kept: those that connect to something, and in turn all others.
+
+    Whose connections were all long has no recent row, and the limit may have been lowered.
+    """
+    recent = EgressRecord.objects.filter(at__gt=now - RECENTLY).order_by().values_list("sandbox", flat=True).distinct()
+    others = Sandbox.objects.annotate(turn=Mod("pk", IN_TURN)).filter(turn=now.minute % IN_TURN)
+    return {*recent, *others.values_list("pk", flat=True)}

@@ -28,22 +28,23 @@ def old_rows_drop(*, now: datetime | None = None) -> None:
     now = now or timezone.now()
     days, usage_begins = config()["audit_days"], month_begins_before(now, KEPT_MONTHS)
     if days:  # of everybody's sign-ins
-        _drop(AccessLog.objects.filter(attempt_time__lt=now - timedelta(days=days)).order_by("attempt_time"))
+        rows_drop(AccessLog.objects.filter(attempt_time__lt=now - timedelta(days=days)).order_by("attempt_time"))
     # By organization and age, as their indexes are
     for organization in Organization.objects.values_list("pk", flat=True):
         if days:
             audited = AuditEntry.objects.filter(organization=organization, created_at__lt=now - timedelta(days=days))
-            _drop(audited.order_by("created_at"))
+            rows_drop(audited.order_by("created_at"))
         for hours in (UsageHour, VolumeHour):
-            _drop(hours.objects.filter(organization=organization, hour__lt=usage_begins).order_by("hour"))
+            rows_drop(hours.objects.filter(organization=organization, hour__lt=usage_begins).order_by("hour"))
         made = Sandbox.objects.filter(organization=organization, created_at__lt=usage_begins)
         over = made.filter(state=SandboxState.DELETED, machine_removed=True, state_since__lt=usage_begins)
-        _drop(over.filter(usage_hours=None).order_by("created_at"))
-    _drop(Session.objects.filter(expire_date__lt=now).order_by("expire_date"))
-    _drop(AccessAttempt.objects.filter(attempt_time__lt=now - ATTEMPTS_KEPT).order_by("attempt_time"))
+        rows_drop(over.filter(usage_hours=None).order_by("created_at"))
+    rows_drop(Session.objects.filter(expire_date__lt=now).order_by("expire_date"))
+    rows_drop(AccessAttempt.objects.filter(attempt_time__lt=now - ATTEMPTS_KEPT).order_by("attempt_time"))
 
 
-def _drop(rows: QuerySet[Any]) -> None:
+def rows_drop(rows: QuerySet[Any]) -> None:
+    """Drop the first of these rows, which are in an order that an index has, a few in each transaction."""
     for _ in range(0, MOST, BATCH):
         keys = list(rows.values_list("pk", flat=True)[:BATCH])
         rows.model.objects.filter(pk__in=keys).delete()

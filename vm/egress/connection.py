@@ -50,6 +50,7 @@ class Connection:
     verdict: Verdict | None = None
     tls: bool = False
     placeholders: frozenset[str] | None = None  # None where no interceptor is on its way
+    strayed: set[str | None] = field(default_factory=set)  # secrets whose placeholders were told of; None: of no secret
     began: float = field(default_factory=time.time)
     began_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)

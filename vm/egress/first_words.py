@@ -69,6 +69,9 @@ async def begun(guest: Side, upstream: Side, strict: Callable[[], bool]) -> Read
             if held_up:
                 raise Unreadable("the client did not say in time what it speaks")
             return None
-    if said is Speech.HTTP and is_http2(guest.held) and not strict():
-        return None
+    if said is Speech.HTTP and not strict():
+        # Git's own protocol has a NUL there, and no end of a line before it is answered, which no server of HTTP does
+        answered = upstream.counted and 0 in guest.held.lstrip().partition(b"\n")[0]
+        if answered or is_http2(guest.held):
+            return None
     return _BY_SPEECH.get(said)

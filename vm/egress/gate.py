@@ -46,6 +46,7 @@ _LOOK = 30.0
 _PATIENCE = 60.0  # seconds that a connection waits to be allowed, where somebody wants to be asked
 _ADDRESSES = 4  # of a host, that are tried
 _LOOKUPS = 4  # at a time, for one machine
+_AGREED = 256  # whom clients asked for and where, that are remembered
 _AT_ONCE = 32  # accepted in one turn of the loop: others have connections too
 _LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -84,13 +85,14 @@ class Gate:
         self._journal = journal
         self._limit = limit
         self._asking = Asking(patience, journal)
-        self._secrets = tuple(secrets)
+        self._placeholders = {secret.placeholder: secret.name for secret in secrets}
         self._bindings = Bindings(secrets)
         self._token = token
         self._interceptor = interceptor
         self._hooks = hooks
         self._original = original
         self._share = Share(turns) if turns is not None else None
+        self._agreed: set[tuple[Host, int, Claim]] = set()  # by this policy and these secrets
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lookups = asyncio.Semaphore(_LOOKUPS)
@@ -133,7 +135,9 @@ class Gate:
     def change(self, policy: Policy, secrets: Sequence[Secret] = ()) -> None:
         """Let another policy and other secrets hold, for the connections that there are already as well."""
         self._judge = Judge(policy, self._refusals)
-        self._secrets, self._bindings = tuple(secrets), Bindings(secrets)
+        self._placeholders = {secret.placeholder: secret.name for secret in secrets}
+        self._bindings = Bindings(secrets)
+        self._agreed.clear()
         self._asking.changed()
         for connection in list(self._connections):
             if connection.decision is not None and connection.verdict is None:
@@ -259,7 +263,8 @@ class Gate:
             upstream = connection.upstream or await self._joined(connection, await self._dialled(connection))
         self._decide(connection)
         if reader is read_head:
-            guest.follow(Requests(lambda claim: self._agree(connection, claim)), lambda why: _end(connection, why))
+            requests = Requests(lambda claim, head: self._agree(connection, claim, head))
+            guest.follow(requests, lambda why: _end(connection, why))
         if guest.closed or upstream.closed:
             connection.reset()
         else:
@@ -340,13 +345,19 @@ class Gate:
         if claim.host != connection.host and self._is_looked_through(claim.host, connection.port):
             raise Denied(_by_another_name(connection, claim))
 
-    def _agree(self, connection: Connection, claim: Claim) -> None:
+    def _agree(self, connection: Connection, claim: Claim, head: bytes) -> None:
         """The same for a later request on the connection. Unreadable, with the decision made."""
-        try:
-            self._require_agreement(connection, claim)
-        except Denied as denied:
-            connection.decision = denied.decision
-            raise Unreadable(denied.decision.sentence) from denied
+        self._tell_strays(connection, head)
+        known = connection.host, connection.port, claim
+        if known not in self._agreed:
+            try:
+                self._require_agreement(connection, claim)
+            except Denied as denied:
+                connection.decision = denied.decision
+                raise Unreadable(denied.decision.sentence) from denied
+            if len(self._agreed) >= _AGREED:
+                self._agreed.clear()
+            self._agreed.add(known)
         connection.claim = claim
 
     def _require_unbound(self, connection: Connection, guest: Side) -> None:
@@ -357,13 +368,17 @@ class Gate:
         request = guest.held or b""
         if connection.tls or speech(request) is not Speech.HTTP:
             return
-        names = {secret.placeholder: secret.name for secret in self._secrets}
-        for placeholder in set(placeholders_in(request)):
-            self._journal(stray_placeholder(str(connection.host), connection.port, names.get(placeholder), plain=True))
+        self._tell_strays(connection, request)
         if self._bound(connection):
             raise Denied(_has_a_secret(connection))
         if self._is_intercepted(connection):
             raise Denied(_has_a_hook(connection))
+
+    def _tell_strays(self, connection: Connection, said: bytes | bytearray) -> None:
+        """Tell of the placeholders in what a client says in plain text, of each once for the connection."""
+        for name in {self._placeholders.get(placeholder) for placeholder in placeholders_in(said)} - connection.strayed:
+            connection.strayed.add(name)
+            self._journal(stray_placeholder(str(connection.host), connection.port, name, plain=True))
 
     async def _dialled(self, connection: Connection) -> socket.socket:
         """A socket to an address that was checked. Denied."""

@@ -15,12 +15,18 @@ from vm.egress.policy import Host
 MAX_PEEK = 32_768
 _MAX_RECORDS = 64
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
+_RECORDS = range(0x14, 0x19)
+"""Every type of a TLS record: servers drop a warning, or a change of ciphers, that comes before the hello."""
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([\x21-\x7e]+) (HTTP/1\.[01])")
+_SPACE = rb"\t\v\f\r\x1c-\x20\x85\xa0"  # between words, to servers that split text, which is Latin-1 to them
+_WORD = rb"[^\0-\x20\x7f\x85\xa0]"
 _BEGINNING = re.compile(
-    rb"[\r\n\t ]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]{0,64}\Z"
-    rb"|[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}[ \t\v\f]+(?P<rest>[^\n\0]*)(?P<end>\n)?)"
+    rb"[\n%b]*(?:%b*\Z|(?P<method>%b+)[%b]+(?P<rest>[^\n]*)(?P<end>\n)?)" % (_SPACE, _WORD, _WORD, _SPACE)
 )
-"""What may become, or is, the first line of a request, as loosely as any server reads one: a method, then a target."""
+"""What may become, or is, the first line of a request, as loosely as any server reads one: a method, then a target.
+
+Only control characters are in no method: nothing else tells most binary protocols from one that is long.
+"""
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 
 
@@ -139,19 +145,26 @@ def speech(data: bytes | bytearray) -> Speech | None:
     first = data[:1]
     if first >= b"\x80":
         # The ClientHello of SSL 2 names no host, and servers take it as the beginning of TLS to this day
-        return None if len(data) < 4 else Speech.TLS if data[2:4] == b"\x01\x03" else Speech.OTHER
-    if first == bytes([_HANDSHAKE]):
-        return None if len(data) < 2 else Speech.TLS if data[1] == 3 else Speech.OTHER
+        if len(data) < 4 or data[2:4] == b"\x01\x03":
+            return None if len(data) < 4 else Speech.TLS
+        if first not in (b"\x85", b"\xa0"):
+            return Speech.OTHER
+    if first and data[0] in _RECORDS:
+        if len(data) < 2 or data[1] == 3:
+            return None if len(data) < 2 else Speech.TLS
+        # Servers that go by TLS 1.3, and Go's, do not care for the version of the first record. Whatever may be in it
+        # (a hello, a warning, a change of ciphers) begins with a 1
+        return None if len(data) < 6 else Speech.TLS if data[5] == 1 else Speech.OTHER
     begun = _BEGINNING.match(data)
     if begun is None:
         return Speech.OTHER
     rest, end = begun["rest"], begun["end"]
     if end is None:
-        if begun.end() < len(data):
-            return Speech.OTHER
         return Speech.HTTP if len(data) > MAX_PEEK else None
     bare = rest.lower().startswith((b"/", b"http://", b"https://"))
-    return Speech.HTTP if bare or b"HTTP/" in rest.upper() else Speech.OTHER
+    # Whatever a GET names is a target to some servers, of HTTP 0.9 as well
+    asks = bool(rest) and begun["method"] == b"GET"
+    return Speech.HTTP if asks or bare or b"HTTP/" in rest.upper() else Speech.OTHER
 
 
 def is_http2(data: bytes | bytearray) -> bool:

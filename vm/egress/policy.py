@@ -18,6 +18,7 @@ type Host = str | Address
 """A folded name, or an address."""
 
 MAX_RULES = 1000
+"""Patterns of one list, as people write it."""
 _MAX_PATTERN = 512
 
 
@@ -59,9 +60,9 @@ class Policy:
     """Allow rules (None: every public host) and deny rules, which go before them; `ask` about what neither names."""
 
     def __init__(self, allow: Sequence[str] | None = None, deny: Sequence[str] = (), ask: bool = False) -> None:
-        """ValueError names the pattern and what is wrong with it."""
+        """ValueError names the pattern and what is wrong with it. `deny` may be two lists: an organization's, too."""
         self.allow = None if allow is None else parse_all(allow)
-        self.deny = parse_all(deny)
+        self.deny = parse_all(deny, 2 * MAX_RULES)
         self.ask = ask
 
     def judge(self, host: Host, port: int, address: Address | None = None) -> Decision:
@@ -89,10 +90,10 @@ class Policy:
         return Decision(False, "allow_net", said, still_open, ask=self.ask and not still_open)
 
 
-def parse_all(patterns: Sequence[str]) -> tuple[Rule, ...]:
+def parse_all(patterns: Sequence[str], most: int = MAX_RULES) -> tuple[Rule, ...]:
     """Rules from patterns. ValueError."""
-    if isinstance(patterns, str) or len(patterns) > MAX_RULES:
-        raise ValueError(f"a list of at most {MAX_RULES} patterns is expected")
+    if isinstance(patterns, str) or len(patterns) > most:
+        raise ValueError(f"a list of at most {most} patterns is expected")
     return tuple(parse(pattern) for pattern in patterns)
 
 

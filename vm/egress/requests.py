@@ -6,6 +6,7 @@ Bodies are counted, not read. What cannot be followed, or what servers could rea
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from enum import Enum
 
@@ -15,6 +16,12 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?\r\n")
 _TRAILER = re.compile(rb"(?:[^\r\n\0:]+:[^\r\n\0]*)?\r\n")
 _MAX_LINE = 4096
 _SWITCHES = re.compile(rb"HTTP/1\.[01] 101[ \r]")
+_INTERIM = re.compile(rb"(?:HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r][^\n]*\n(?:[^\r\n]+\r\n)*\r\n)*")
+_AT_ONCE = 16_384  # bytes that are read of what is not only counted
+SLICE = 1024
+"""Steps of one look: about a millisecond of work."""
+_HEAD = 16  # steps that one is, and one more for each few of its bytes
+_FEW = 8
 
 
 class _At(Enum):
@@ -29,44 +36,71 @@ class _At(Enum):
 
 
 class Requests:
-    """`agreed` is told whom each request is for, and raises Unreadable to end it."""
+    """`agreed` is told whom each request is for, with its head, and raises Unreadable to end it.
 
-    def __init__(self, agreed: Callable[[Claim], None]) -> None:
+    A look ends after so many steps: others have connections too. While it is `behind` there is more to look at, by
+    `feed` with nothing.
+    """
+
+    def __init__(self, agreed: Callable[[Claim, bytes], None]) -> None:
         self._agreed = agreed
-        self._at = _At.HEAD
+        self._at, self._then = _At.HEAD, _At.HEAD  # what follows the request that is being read
         self._held = bytearray()
         self._left = 0
-        self._first, self._asks = True, False
+        self._first = True
+        self._claim: Claim | None = None
+        self.steps = 0  # of the last look
+        self.behind = False
 
     @property
     def asks(self) -> bool:
         """Whether the server's answer tells what may follow."""
-        return self._at is _At.ASKED
+        return self._then is _At.ASKED
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is held until the server answers."""
+        return self._at is _At.ASKED and bool(self._held)
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be read at once: those that are only counted, and some more."""
+        if self._at is _At.FREE:
+            return sys.maxsize
+        return _AT_ONCE + (self._left if self._at in (_At.BODY, _At.DATA) else 0)
 
     def let_by(self, count: int) -> bool:
         """Whether so many bytes may pass unseen; they have passed then."""
         if self._at is _At.FREE:
-            return True
-        if self._at not in (_At.BODY, _At.DATA) or count >= self._left:
+            return not self._held
+        if self._held or self._at not in (_At.BODY, _At.DATA) or count >= self._left:
             return False
         self._left -= count
         return True
 
     def feed(self, data: bytes | bytearray | memoryview) -> bytes:
-        """What of these bytes, and of those before them, may pass now. Unreadable."""
+        """What of these bytes, and of those before them, may pass after one look. Unreadable."""
         self._held += data
+        self.steps = 0
         passed = bytearray()
-        while self._held and (step := self._step()):
+        while self._held and self.steps < SLICE and (step := self._step()):
+            self.steps += 1
             passed += self._held[:step]
             del self._held[:step]
-        if len(self._held) > MAX_PEEK:
+        self.behind = bool(self._held) and self.steps >= SLICE
+        if not self.behind and len(self._held) > MAX_PEEK:
             raise Unreadable("the client sent too much at once")
         return bytes(passed)
 
     def answered(self, data: bytes | bytearray | memoryview) -> bytes:
-        """What may pass now that the server's answer begins like this. Unreadable."""
-        # One that comes in smaller pieces is taken for a refusal
-        self._at = _At.FREE if _SWITCHES.match(data) else _At.HEAD
+        """What may pass now that the server says this, which may be its answer already. Unreadable."""
+        interim = _INTERIM.match(data)
+        place = interim.end() if interim is not None else 0
+        if place < len(data):
+            # One that comes in smaller pieces is taken for a refusal
+            self._then = _At.FREE if _SWITCHES.match(data, place) else _At.HEAD
+            if self._at is _At.ASKED:
+                self._at = self._then
         return self.feed(b"")
 
     def _step(self) -> int:
@@ -93,9 +127,14 @@ class Requests:
         request = read_request(self._held)
         if request is None:
             return 0
-        self._agreed(request.claim)
+        self.steps += _HEAD + request.end // _FEW
+        if request.claim != self._claim:
+            self.steps += SLICE  # it is looked up among all rules and secrets
+        self._claim = request.claim
+        self._agreed(request.claim, bytes(self._held[: request.end]))
         # Before the answer to a later one there may be others
-        self._asks, self._first = self._first and request.upgrade, False
+        self._then = _At.ASKED if self._first and request.upgrade else _At.HEAD
+        self._first = False
         self._left = request.length
         if request.chunked:
             self._at = _At.CHUNK
@@ -144,4 +183,4 @@ class Requests:
         return 0
 
     def _ended(self) -> None:
-        self._at = _At.ASKED if self._asks else _At.HEAD
+        self._at = self._then

@@ -21,6 +21,7 @@ from vm.egress.turns import Share
 _ROOM = 524_288
 _SMALL = 65_536
 _LITTLE = 4096  # where it is others' turn
+_STEP = 3072  # bytes that pass in the time of one step of a look
 _MUCH = 16 * 2**20
 _buffer = memoryview(bytearray(_ROOM))
 _LINGER = struct.pack("ii", 1, 0)
@@ -105,13 +106,24 @@ class Side(asyncio.BufferedProtocol):
     def _release(self) -> None:
         held, self.held = self.held, None
         if held and self._requests is not None:
-            self._look(lambda requests: requests.feed(held)[self._passed :])
+            self._look(lambda requests: requests.feed(held))
         elif held and len(held) > self._passed:
             self._pass_on(memoryview(bytes(held[self._passed :])))
         if self._eof:
             self._pass_end()
-        elif self.transport is not None and not self.transport.is_closing() and not self._full and not self._parked:
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        """Read again, if nothing is against it."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if not (self._eof or self._parked or self._behind or self._full):
             self.transport.resume_reading()
+
+    @property
+    def _behind(self) -> bool:
+        return self._requests is not None and self._requests.behind
 
     @property
     def _full(self) -> bool:
@@ -160,7 +172,8 @@ class Side(asyncio.BufferedProtocol):
             return _buffer[: max(1, MAX_PEEK + 1 - len(self.held))]
         if self._share is not None and self._share.spent:
             return _buffer[:_LITTLE]
-        return _buffer if Side.kept < _MUCH else _buffer[:_SMALL]
+        room = _ROOM if Side.kept < _MUCH else _SMALL
+        return _buffer[: room if self._requests is None else min(room, self._requests.room)]
 
     def buffer_updated(self, nbytes: int) -> None:
         """They are there."""
@@ -197,11 +210,8 @@ class Side(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """This end took everything."""
         self._keep(-self._kept)
-        peer = self.peer
-        if peer is None or peer.transport is None or peer.transport.is_closing():
-            return
-        if not peer._eof and not peer._parked:
-            peer.transport.resume_reading()
+        if self.peer is not None:
+            self.peer._read()
 
     # -- turns
 
@@ -214,8 +224,10 @@ class Side(asyncio.BufferedProtocol):
     def unpark(self) -> None:
         """Read again, if the other end takes anything."""
         self._parked = False
-        if self.transport is not None and not self.transport.is_closing() and not self._eof and not self._full:
-            self.transport.resume_reading()
+        if self._behind:
+            asyncio.get_running_loop().call_soon(self._look_on)
+        else:
+            self._read()
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is over."""
@@ -252,11 +264,32 @@ class Side(asyncio.BufferedProtocol):
             peer.transport.write(bytes(data[sent:]))
 
     def _look(self, passing: Callable[[Requests], bytes]) -> None:
-        if self._requests is not None and self._objection is not None:
-            try:
-                self._pass_on(memoryview(passing(self._requests)))
-            except Unreadable as error:
-                self._objection(error)
+        """Pass on what may pass of a client's requests, and go on in the loop's next turn where there is more."""
+        requests = self._requests
+        if requests is None or self._objection is None:
+            return
+        try:
+            data = memoryview(passing(requests))
+        except Unreadable as error:
+            self._objection(error)
+            return
+        had = min(self._passed, len(data))
+        self._passed -= had
+        if had < len(data):
+            self._pass_on(data[had:])
+        if self._share is not None:
+            self._share.spend(self, requests.steps * _STEP)
+        if requests.behind:
+            if self.transport is not None and not self.transport.is_closing():
+                self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._look_on)
+        elif self._eof:
+            self._pass_end()
+
+    def _look_on(self) -> None:
+        if self._behind and not self._parked and self.transport is not None and not self.transport.is_closing():
+            self._look(lambda requests: requests.feed(b""))
+            self._read()
 
     def _keep(self, count: int) -> None:
         self._kept += count
@@ -264,9 +297,11 @@ class Side(asyncio.BufferedProtocol):
 
     def _pass_end(self) -> None:
         peer = self.peer
-        if peer is None or peer.transport is None or peer.closed:
+        if peer is None or peer.transport is None or peer.closed or self._behind:
             return
-        if peer._eof and peer.held is None:
+        if self._requests is not None and self._requests.waits and not peer._eof:
+            return  # after what is held, which goes once the other end has answered
+        if peer._eof and peer.held is None and not peer._behind:
             # Both have ended: each goes once its last bytes have
             peer.close()
             self.close()

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from vm.errors import StreamReset
 
 VERSION = 1
-MAX_RECORD = 4 * 2**20
+MAX_RECORD = 24 * 2**20
+"""A machine's policy must fit: three full lists of patterns, each letter escaped to 12 bytes, make 18 MiB of one."""
 LISTED = 200
 """Machines in one answer: the longest explanation, each letter escaped to 12 bytes, makes 17 KiB of one."""
 LENGTH = struct.Struct(">I")

@@ -15,6 +15,7 @@ from sandboxes.services import delivery, lifecycle, suspension
 from sandboxes.services.egress import network_allow, network_deny, network_set, organization_network_set
 from tests import factories
 from tests.factories import Team
+from vm.egress.policy import MAX_RULES, Policy
 from vm.errors import NodeUnreachable
 from vm.fake import FakeNode
 
@@ -160,6 +161,19 @@ async def test_the_organization_s_deny_rules_hold_at_once(home: Team, other: Tea
     node.go_down(None)
     await reconcile()
     assert holds(node, mine) == (None, [])
+
+
+@pytest.mark.parametrize("many", [1, MAX_RULES])
+async def test_no_list_of_a_sandbox_keeps_the_organization_s_rules_out(home: Team, node: FakeNode, many: int) -> None:
+    """Both lists may be full: the machine is told all the same, and each rule of the organization's denies."""
+    sandbox = await booted(home, deny_net=[f"{'x' * 60}.{number}.example" for number in range(MAX_RULES)])
+    rules = [f"{'y' * 60}.{number}.example:443" for number in range(many)]
+    await organization_network_set(actor=home.owner, allow_net=None, deny_net=rules)
+    denied = holds(node, sandbox)[1]
+    assert len(denied) == MAX_RULES + many
+    assert {Policy(None, denied).judge(rule.removesuffix(":443"), 443).rule for rule in rules} == set(rules)
+    with pytest.raises(Invalid, match="1000 patterns"):
+        await organization_network_set(actor=home.owner, allow_net=None, deny_net=[*rules, *sandbox.deny_net])
 
 
 async def test_a_policy_changed_before_the_boot_is_the_one_it_boots_with(home: Team, node: FakeNode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from sandboxes.models import (
 )
 from sandboxes.selectors import egress as selectors
 from sandboxes.selectors.egress import Window
-from sandboxes.services import egress_journal
+from sandboxes.services import egress_journal, retention
 from sandboxes.services.egress_journal import MOST, egress_collect, egress_prune
 from tests import factories
 from tests.factories import Team
@@ -189,6 +190,41 @@ async def test_retention(home: Team, node: FakeNode, settings: Any) -> None:
     node.passed(gone.machine, now(1))
     await egress_collect()
     assert await count(sandbox=gone) == 0
+
+
+async def test_one_turn_of_retention_has_an_end(home: Team, node: FakeNode, settings: Any, monkeypatch: Any) -> None:
+    """Of what is too old, too much and nobody's the oldest go first, a few in each transaction; the rest waits."""
+    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(retention, "MOST", 4)
+    settings.ATOLL = {**settings.ATOLL, "egress_rows": 3, "egress_days": 14}
+    old, full, gone = [await in_thread(factories.row, home) for _ in range(3)]
+    node.passed(old.machine, *(now(n, began=time.time() - (30 - n) * 86_400) for n in range(6)))
+    node.passed(full.machine, *(now(n) for n in range(9)))
+    node.passed(gone.machine, *(now(n) for n in range(6)))
+    await egress_collect()
+    ours = EgressRecord.objects.filter(sandbox=full).order_by("number").values_list("host", flat=True)
+    hosts = await in_thread(list, ours.all())
+    fields = {"state": SandboxState.DELETED, "machine_removed": True}
+    await in_thread(Sandbox.objects.filter(pk=gone.pk).update, **fields)
+    await in_thread(egress_prune)
+    assert [await count(sandbox=one) for one in (old, full, gone)] == [2, 5, 2]
+    await in_thread(egress_prune)
+    assert [await count(sandbox=one) for one in (old, full, gone)] == [0, 3, 0]
+    assert await in_thread(list, ours.all()) == hosts[-3:]
+
+
+async def test_who_connects_to_nothing_is_counted_within_the_hour(home: Team, node: FakeNode, settings: Any) -> None:
+    """As where the limit was lowered: nobody reads the whole table for that every minute."""
+    sandbox = await in_thread(factories.row, home)
+    node.passed(sandbox.machine, *(now(n, began=time.time() - 86_400) for n in range(9)))
+    await egress_collect()
+    settings.ATOLL = {**settings.ATOLL, "egress_rows": 3}
+    left = []
+    for minute in range(60):
+        await in_thread(partial(egress_prune, now=timezone.now().replace(minute=minute)))
+        left.append(await count(sandbox=sandbox))
+    assert sorted(set(left)) == [3, 9]
+    assert left.index(3) == sandbox.pk % 60
 
 
 def rows(sandbox: Sandbox, many: int) -> None:

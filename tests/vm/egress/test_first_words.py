@@ -49,7 +49,7 @@ async def comes_through(world: World, host: str, port: int, *pieces: bytes) -> b
 
     async with world.serving(port, answering):
         reader, writer = await world.connect(host, port)
-        with suppress(ConnectionError):
+        with suppress(OSError):
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.05)
@@ -131,6 +131,17 @@ async def test_silence_hides_nothing_on_a_port_of_a_host_that_is_looked_through(
         [b"GET / HTTP/1.1\nHost: bound.example\n\n"],
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
         [b"GET / HTTP/1.1"],
+        [b"M" * 65 + b" / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"M" * 40_000, b" / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"(GET) / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\x1c/\x1dHTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\x85/\xa0HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET\r/\rHTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"\xa0", b"\x1e\x1fGET / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"\v\fGET / HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET /\0 HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET /\0", b" HTTP/1.1\r\nHost: bound.example\r\n\r\n"],
+        [b"GET page\r\n", b"\r\n"],
         [SSL2],
     ],
     ids=lambda pieces: repr(b"|".join(pieces)[:20]),
@@ -140,6 +151,18 @@ async def test_no_request_passes_to_a_host_that_is_looked_through(heard: World, 
     assert not await comes_through(heard, "bound.example", 8080, *pieces)
     assert await comes_through(heard, "bound.example", 8080, b"PING\r\n")
     assert await comes_through(heard, "bound.example", 8080, b"\x00\x00\x00\x08\x04\xd2\x16\x2f")
+
+
+@pytest.mark.parametrize("port", [443, 8443])
+@pytest.mark.parametrize(
+    "first",
+    [b"\x15\x03\x01\x00\x02\x01\x5a", b"\x14\x03\x03\x00\x01\x01", b"\x15\x02\x00\x00\x02\x01\x5a", b""],
+    ids=["a warning", "a change of ciphers", "a warning of another version", "a hello of another version"],
+)
+async def test_no_tls_passes_unread_to_a_host_that_is_looked_through(heard: World, port: int, first: bytes) -> None:
+    """Whatever record it begins with, and whatever version that claims: servers drop a warning that comes first."""
+    said = hello("bound.example")
+    assert not await comes_through(heard, "bound.example", port, first + (said if first else b"\x16\x02" + said[2:]))
 
 
 async def test_a_plain_request_with_any_method_is_denied_on_port_80(heard: World) -> None:
@@ -208,6 +231,7 @@ async def test_an_address_may_be_that_of_what_is_looked_through(heard: World) ->
         [b"\r\n"],
         [b"G"],
         [b"0032git-upload-pack /project.git\0host=good.example\0"],
+        [b"0032git-upload-pack /project.git\0host=good.example\0", b"0009done\n"],
         [b"\x16"],
         [b"\x80\x00"],
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
