@@ -157,7 +157,8 @@ async def test_an_answer_may_come_before_the_end_of_what_it_answers(
     async with world.serving(80, answering), asyncio.timeout(5):
         reader, writer = await world.connect("good.example", 80)
         with ExitStack() as leaving:
-            leaving.callback(writer.transport.abort)
+            leaving.callback(writer.close)
+            leaving.callback(world.gate.close)
             writer.write(upgrade(size))
             assert await reader.readexactly(len(answers[0])) == answers[0]
             writer.write(bytes(size))
@@ -201,7 +202,8 @@ async def test_a_connection_ends_whose_server_ends_without_an_answer(world: Worl
     async with world.serving(80, answering):
         reader, writer = await world.connect("good.example", 80)
         with ExitStack() as leaving:
-            leaving.callback(writer.transport.abort)
+            leaving.callback(writer.close)
+            leaving.callback(world.gate.close)
             writer.write(upgrade() + get("good.example"))
             if first == "server":
                 assert await reader.read(-1) == b""
@@ -310,7 +312,8 @@ async def test_whom_a_client_may_ask_for_is_looked_up_once(world: World, monkeyp
     async with world.serving(80, echo):
         reader, writer = await world.connect("127.0.0.1", 80)
         with ExitStack() as leaving:
-            leaving.callback(writer.transport.abort)
+            leaving.callback(writer.close)
+            leaving.callback(world.gate.close)
             writer.write(said := (one + two) * 100)
             assert await reader.readexactly(len(said)) == said
             assert asked == [
