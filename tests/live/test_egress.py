@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.live.nodes import BOOT, NodeProcess, execute, spec, start_command
+from tests.live.nodes import BOOT, SMALL, NodeProcess, execute, spec, start_command
 from tests.live.test_fast_path import pool_is_ready
 from tests.live.upstreams import Upstreams
 from vm.api import EgressPolicy, MachineInfo, MachineState, Node, Origin
@@ -28,7 +28,8 @@ def upstreams() -> Iterator[Upstreams]:
 
 @pytest.fixture(scope="module")
 def process(upstreams: Upstreams) -> Iterator[NodeProcess]:
-    running = NodeProcess.cloning(
+    running = NodeProcess(
+        seeded=[SMALL],
         clones=True,
         warm=(512, 1, 10),
         pool_floor=1,

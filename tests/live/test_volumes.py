@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.nodes import BOOT, NodeProcess, boot, execute, spec, start_command
+from tests.live.nodes import BOOT, SMALL, NodeProcess, boot, execute, spec, start_command
 from vm.api import MachineInfo, MachineState, Node, VolumeMount
 from vm.errors import MachineFailed, VolumeBusy, VolumeGone
 
@@ -21,7 +21,11 @@ pytestmark = pytest.mark.live
 @pytest.fixture(scope="module", params=[False, True], ids=["booted", "cloned"])
 def process(request: pytest.FixtureRequest) -> Iterator[NodeProcess]:
     """A node that boots machines, and one whose machines are clones, which wait in its pool."""
-    made = NodeProcess(clones=True, warm=(512, 1, 10), pool_floor=1, pool_ceiling=2) if request.param else NodeProcess()
+    made = (
+        NodeProcess(seeded=[SMALL], clones=True, warm=(512, 1, 10), pool_floor=1, pool_ceiling=2)
+        if request.param
+        else NodeProcess()
+    )
     made.start()
     yield made
     made.close()

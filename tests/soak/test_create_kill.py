@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.nodes import BOOT, NodeProcess, spec
+from tests.live.nodes import BOOT, SMALL, NodeProcess, spec
 from vm.api import MachineState
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(0)]
@@ -20,7 +20,7 @@ GROWTH = 24 * 2**20  # bytes of memory that the allocator may keep
 
 async def test_creates_and_kills_leave_nothing(soak_seconds: float) -> None:
     """Again and again the same number of files is open; at the end nothing is left, and memory has not grown."""
-    process = NodeProcess(clones=True, warm=(512, 1, 10), pool_floor=2, pool_ceiling=2)
+    process = NodeProcess(seeded=[SMALL], clones=True, warm=(512, 1, 10), pool_floor=2, pool_ceiling=2)
     await asyncio.to_thread(process.start)
     try:
         node = process.client

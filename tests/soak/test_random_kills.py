@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.nodes import BOOT, NodeProcess, execute, spec
+from tests.live.nodes import BOOT, SMALL, NodeProcess, execute, spec
 from tests.soak.promises import Promise, note_script
 from vm.api import MachineInfo, MachineState, StopReason
 from vm.errors import VmError
@@ -214,7 +214,7 @@ class World:
 
 async def test_nothing_acknowledged_is_lost(soak_seconds: float, soak_seed: int) -> None:
     """Machines are made, written to, suspended, resumed, forked and ended while the node is killed again and again."""
-    process = NodeProcess(clones=True, warm=(512, 1, 10), pool_floor=1, pool_ceiling=1)
+    process = NodeProcess(seeded=[SMALL], clones=True, warm=(512, 1, 10), pool_floor=1, pool_ceiling=1)
     await asyncio.to_thread(process.start)
     world = World(process, soak_seed)
     until = time.monotonic() + soak_seconds * 0.6
