@@ -297,7 +297,7 @@ async def test_a_host_without_memory_refuses_before_anything_is_started() -> Non
         assert process.leftovers() == []
         assert list((process.data / "disks").iterdir()) == []
     finally:
-        process.close()
+        await asyncio.to_thread(process.close)
 
 
 async def test_more_machines_than_one_answer_holds_are_listed() -> None:
