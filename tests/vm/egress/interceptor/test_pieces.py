@@ -6,10 +6,14 @@ import base64
 import gzip
 import itertools
 import os
+import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address
+from types import FrameType
+from typing import Any
 
 import brotli
 import pytest
@@ -48,6 +52,82 @@ def test_cuts_change_nothing(found: list[bytes], data: bytes, places: list[int])
         fed += len(piece)
         assert len(stream._held) < max(map(len, found))
     assert out + stream.end() == replacements.whole(data)
+
+
+def replaced_by_hand(pairs: Mapping[bytes, bytes], data: bytes) -> bytes:
+    """What must come of it: at each place the longest that stands there, and on behind it."""
+    out, place = b"", 0
+    while place < len(data):
+        found = max((one for one in pairs if data.startswith(one, place)), key=len, default=b"")
+        out += pairs[found] if found else data[place : place + 1]
+        place += len(found) or 1
+    return out
+
+
+def fed(replacements: Replacements, data: bytes, places: Iterable[int]) -> bytes:
+    """The same in pieces, cut at those places."""
+    stream = Stream(lambda: replacements)
+    return b"".join(stream.feed(piece) for piece in cut(data, places)) + stream.end()
+
+
+repeated = st.builds(lambda one, times: one * times, st.text("ab", min_size=1, max_size=3), st.integers(1, 90))
+alike = st.lists(repeated, min_size=1, max_size=3).map(lambda parts: "".join(parts).encode())
+
+
+@given(
+    st.lists(alike, min_size=1, max_size=6, unique=True),
+    st.lists(st.one_of(alike, st.text("abc", max_size=9).map(str.encode)), max_size=6).map(b"".join),
+    st.lists(st.integers(0, 1000), max_size=20),
+)
+def test_what_is_replaced_is_what_must_be(found: list[bytes], data: bytes, places: list[int]) -> None:
+    """Also where all of it looks like the beginning of everything, in hundreds of places."""
+    pairs = {one: b"<%d>" % number for number, one in enumerate(found)}
+    replacements = Replacements(pairs)
+    assert replacements.whole(data) == fed(replacements, data, places) == replaced_by_hand(pairs, data)
+
+
+@given(st.data(), st.lists(st.text(min_size=4, max_size=30), min_size=1, max_size=3), st.lists(st.integers(0, 5000)))
+def test_every_spelling_is_replaced_wherever_a_stream_is_cut(
+    data: st.DataObject, values: list[str], at: list[int]
+) -> None:
+    """Of several values, among parts of them."""
+    with suppress(UnicodeEncodeError):
+        pairs = {form: b"<%d>" % number for number, value in enumerate(values) for form in forms(value)}
+        spelled = st.sampled_from(sorted(pairs)) if pairs else st.binary(max_size=3)
+        part = st.builds(lambda one, length: one[:length], spelled, st.integers(0, 60))
+        text = b"".join(data.draw(st.lists(st.one_of(spelled, part, st.binary(max_size=9)), max_size=9)))
+        assert fed(Replacements(pairs), text, at) == replaced_by_hand(pairs, text)
+
+
+@pytest.mark.parametrize(
+    ("found", "data"),
+    [
+        (["a" * 8 + "b"], "a"),
+        (["a" * 60_000 + "b", "a" * 59_000 + "c"], "a"),
+        (["a" * 4000 + "b"], "a" * 80 + "c"),
+        ([f"{'a' * 8}{number}" for number in range(100)], "a"),
+        ([f"{'a' * 8}{number}" for number in range(100)], "a" * 8 + "x"),
+    ],
+)
+def test_what_only_looks_like_a_beginning_costs_no_steps(found: list[str], data: str) -> None:
+    """A megabyte of it, in pieces: some steps for each piece and for each of what is looked for, none for a place."""
+    replacements = Replacements({one.encode(): b"<found>" for one in found})
+    pieces = [(data * 2**20).encode()[place : place + 2**16] for place in range(0, 2**20, 2**16)]
+    stream, steps = Stream(lambda: replacements), 0
+
+    def count(_frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        out = [stream.feed(piece) for piece in pieces]
+    finally:
+        sys.settrace(before)
+    assert b"".join(out) + stream.end() == b"".join(pieces)
+    assert steps < len(pieces) * (1000 + 50 * len(found))
 
 
 def test_nothing_is_held_back_without_reason() -> None:
