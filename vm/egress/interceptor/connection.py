@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from mitmproxy import options as mitmproxy_options
@@ -28,6 +29,7 @@ from vm.egress.interceptor.frames import BadFrame
 from vm.egress.interceptor.hooks import Hooks
 from vm.egress.interceptor.known import Machine
 from vm.egress.interceptor.layers import HttpLayer, forget_closed, waiting
+from vm.egress.interceptor.work import Work
 from vm.egress.journal import Passage
 
 log = logging.getLogger("atoll.interceptor")
@@ -112,7 +114,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._share = machine.share
         self._readings = {True: _Reading(), False: _Reading()}
         self._worked = 0.0
-        self._exchanges = Exchanges(handed, machine, hooks, tell)
+        self._exchanges = Exchanges(handed, machine, hooks, tell, pace=self)
         context = self.layer.context
         context.server.address = (str(handed.address or "0.0.0.0"), handed.port)  # noqa: S104 (never dialled)
         context.server.sni = handed.host
@@ -132,6 +134,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
             "response": self._exchanges.response,
             "error": self._exchanges.error,
             "tcp_message": self._tcp_message,
+            "give_turn": self._give_turn,
         }
 
     async def handle_client(self) -> None:
@@ -142,6 +145,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
             self._exchanges.held.close()
             for reading in self._readings.values():
                 self._share.leave(reading)
+                reading.unpark()
 
     def abort(self) -> None:
         """End it at once."""
@@ -158,7 +162,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         handler = self._handlers.get(hook.name)
         if handler is not None:
             try:
+                work = Work()
                 waiting_for = handler(*hook.args())
+                self.worked(work.seconds)
                 if inspect.isawaitable(waiting_for):
                     await waiting_for
             except Exception:
@@ -234,25 +240,51 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     async def server_event(self, event: Any) -> None:
         """All that mitmproxy does for the connection, without a pause."""
-        began = time.perf_counter()
+        self._http.work.begin()
         await super().server_event(event)
-        self._worked += time.perf_counter() - began
+        self.worked(self._http.work.seconds)
+
+    def worked(self, seconds: float) -> None:
+        """Count it: see Pace."""
+        self._worked += seconds
+
+    async def rest(self) -> None:
+        """Return when it is our turn: see Pace."""
+        await asyncio.sleep(0)
+        await self._turn(self._readings[False])
+
+    async def _turn(self, reading: _Reading) -> None:
+        worked, self._worked = self._worked, 0.0
+        self._share.spend(reading, int(worked * _SECOND))
+        await reading.turn()
+
+    async def _give_turn(self, from_client: bool) -> None:
+        """What comes of a read goes on when others had their turn, and there is room for it."""
+        await self._turn(self._readings[from_client])
+        for connection, transport in list(self.transports.items()):
+            if (connection is self.client) is not from_client and transport.writer is not None:
+                with suppress(OSError):
+                    await transport.writer.drain()
+        await self._room(from_client=from_client, unread=False)
 
     async def drain_writers(self) -> None:
         """Called after each read: go on reading once there is room for what was read, and when it is our turn."""
         await super().drain_writers()
         from_client = self.transports[self.client].handler is asyncio.current_task()
-        reading = self._readings[from_client]
-        worked, self._worked = self._worked, 0.0
-        self._share.spend(reading, int(worked * _SECOND))
-        await reading.turn()
-        while True:
-            held = waiting(self._http, from_client=from_client)
+        await self._turn(self._readings[from_client])
+        await self._room(from_client=from_client, unread=True)
+
+    async def _room(self, *, from_client: bool, unread: bool) -> None:
+        """Return when no more waits of what one side sent than may."""
+        while self.client.state is not ConnectionState.CLOSED:
+            held = waiting(self._http, from_client=from_client, unread=unread)
             if held is None or held > _HIGHEST:
                 log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
                 self.abort()
                 return
-            if held <= _HIGH or len(self._stuck | {from_client}) == 2:
+            # What was read and not looked at yet is behind what waits here: the other side's may be what lets it on
+            other = 0 if unread else waiting(self._http, from_client=not from_client)
+            if held <= _HIGH or len(self._stuck | {from_client}) == 2 or (other or 0) > _HIGH:
                 self._stuck.discard(from_client)
                 return
             self._stuck.add(from_client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from mitmproxy import http
@@ -18,10 +18,11 @@ from vm.egress.interceptor.budget import Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.frames import BadFrame, Frames
 from vm.egress.interceptor.hooks import Chain, HookDenied, Hooks
-from vm.egress.interceptor.known import Machine, Scrubber
+from vm.egress.interceptor.known import Machine
 from vm.egress.interceptor.layers import UNREACHED, Refused, has_no_body
 from vm.egress.interceptor.replace import NOTHING, Replacements
 from vm.egress.interceptor.requests import Asked, is_plainly_framed, is_websocket, objection, shown_path
+from vm.egress.interceptor.work import Pace
 from vm.egress.journal import Kind, Passage, Verdict, stray_placeholder
 from vm.egress.policy import Decision
 
@@ -31,15 +32,6 @@ _NONE = -1
 _ALERTS = 100  # for one connection: a program that sends a foreign placeholder does so again and again
 _OURS = "atoll"
 _GRPC = "application/grpc"
-
-
-def _scrubbed(fields: Sequence[tuple[bytes, bytes]], scrubber: Scrubber) -> tuple[tuple[bytes, bytes], ...]:
-    """Without values of secrets; a field that has one in its name is left out."""
-    scrub = scrubber.text.whole
-    together = b"\n".join(part for field in fields for part in field)
-    if scrub(together) == together:
-        return tuple(fields)
-    return tuple((name, scrub(value)) for name, value in fields if scrub(name) == name)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,24 +55,17 @@ class _Exchange:
     seen: Request | None = None  # as its hooks left it
 
 
-def _asked(request: http.Request) -> Asked:
-    return Asked(
-        http2=request.is_http2,
-        method=request.data.method,
-        target=request.data.path,
-        authority=request.data.authority,
-        fields=request.headers.fields,
-    )
-
-
 class Exchanges:
     """Those of one connection. Its methods are mitmproxy's hooks; `tell` is told of requests and alerts."""
 
-    def __init__(self, handed: HandOver, machine: Machine, hooks: Hooks, tell: Callable[[Passage], None]) -> None:
+    def __init__(
+        self, handed: HandOver, machine: Machine, hooks: Hooks, tell: Callable[[Passage], None], *, pace: Pace
+    ) -> None:
         self._handed = handed
         self._machine = machine
         self._hooks = hooks
         self._tell = tell
+        self._pace = pace
         self._alerted: set[str] = set()
         self._frames: dict[bool, Frames] = {}
         self.held = Held(machine.room)
@@ -89,7 +74,7 @@ class Exchanges:
 
     def request_headers(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
         """Decide about a request, and put values into its head."""
-        handed, asked = self._handed, _asked(flow.request)
+        handed, asked = self._handed, hooked.asked_of(flow.request)
         exchange = _Exchange(
             method=asked.method[:32].decode("latin-1"),
             path=shown_path(asked.target),
@@ -138,7 +123,7 @@ class Exchanges:
             self._deny(flow, exchange, self._by_hook(denied))
             return None
         hooked.change_request(request, after)
-        asked = _asked(request)
+        asked = hooked.asked_of(request)
         exchange.method, exchange.path = after.method[:32], shown_path(asked.target)
         if self._may_pass(flow, exchange, asked):
             self._prepare(flow, exchange, asked)
@@ -248,15 +233,14 @@ class Exchanges:
             self._look_for_strangers(substitute.placeholders(flow.request.trailers.fields, b""))
         if exchange.hooks is not None and exchange.seen is None:
             return self._collected(flow, exchange, exchange.hooks)
-        self._fill_body(flow, exchange)
-        return None
+        return self._fill_body(flow, exchange) if flow.request.data.content else None
 
     async def _collected(self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain) -> None:
         request = flow.request
         body = RequestBody(lambda: NOTHING, lambda found: None)
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
-            content = whole(body, request.data.content or b"")
+            content = await self._whole(exchange, body, request.data.content or b"")
         except Undecodable as error:
             self._deny(flow, exchange, self._by_hook(HookDenied(f"no hook can read the body: {error}")))
             return
@@ -267,9 +251,12 @@ class Exchanges:
         request.data.content = changed or b""
         if changed or "content-length" in request.headers:
             request.headers["content-length"] = str(len(request.data.content))
-        self._fill_body(flow, exchange)
+        await self._fill_body(flow, exchange)
 
-    def _fill_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> None:
+    async def _whole(self, exchange: _Exchange, body: RequestBody | AnswerBody, data: bytes) -> bytes:
+        return await whole(body, data, self._pace, lambda count: self.held.take(exchange, count))
+
+    async def _fill_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> None:
         request = flow.request
         content = request.data.content
         if not content:
@@ -279,9 +266,7 @@ class Exchanges:
         body = RequestBody(filling, self._found_in_body(flow, exchange))
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
-            filled = whole(body, content)
-            if not self.held.take(exchange, max(0, len(filled) - len(content))):
-                raise Undecodable("too much of this sandbox's requests is under way")
+            filled = await self._whole(exchange, body, content)
         except Refused:
             return
         except Undecodable as error:
@@ -321,7 +306,7 @@ class Exchanges:
         headers = response.headers
         if not is_plainly_framed(value for name, value in headers.fields if name.lower() == b"transfer-encoding"):
             raise Undecodable("its transfer coding cannot be undone")
-        headers.fields = _scrubbed(headers.fields, scrubber)
+        headers.fields = scrubber.fields(headers.fields)
         response.data.reason = scrubber.text.whole(response.data.reason)
         for name in ("accept-ranges", "alt-svc"):
             headers.pop(name, None)
@@ -373,7 +358,8 @@ class Exchanges:
         body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")
         headers.pop("content-encoding", None)
-        if length.isdecimal() and int(length) <= short:
+        # What is packed may become much: it is held as a whole for hooks only
+        if length.isdecimal() and int(length) <= short and (exchange.hooks is not None or not decoding):
             flow.metadata["atoll.body"] = body
             return
         if headers.pop("content-length", None) is not None and flow.request.http_version == "HTTP/1.1":
@@ -392,18 +378,30 @@ class Exchanges:
         response = flow.response
         if response is None:
             return None
+        body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
+        allowed = exchange.decision is not None and exchange.decision.allowed
+        if allowed and body is not None and response.data.content:
+            return self._collected_answer(flow, exchange, response, body)
+        return self._answered(flow, exchange, response)
+
+    async def _collected_answer(
+        self, flow: http.HTTPFlow, exchange: _Exchange, response: http.Response, body: AnswerBody
+    ) -> None:
+        response.data.content = await self._whole(exchange, body, response.data.content or b"")
+        response.headers["content-length"] = str(len(response.data.content))
+        if exchange.hooks is None:
+            exchange.received += len(response.data.content)
+        late = self._answered(flow, exchange, response)
+        if late is not None:
+            await late
+
+    def _answered(self, flow: http.HTTPFlow, exchange: _Exchange, response: http.Response) -> Awaitable[object] | None:
         late: Awaitable[object] | None = None
         if exchange.decision is not None and exchange.decision.allowed:
             if response.trailers is not None:
-                response.trailers = http.Headers(_scrubbed(response.trailers.fields, self._machine.scrubber))
-            body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
-            if body is not None and response.data.content:
-                response.data.content = whole(body, response.data.content)
-                response.headers["content-length"] = str(len(response.data.content))
+                response.trailers = http.Headers(self._machine.scrubber.fields(response.trailers.fields))
             if exchange.hooks is not None and exchange.seen is not None and not response.stream:
                 late = self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen)
-            elif body is not None:
-                exchange.received += len(response.data.content or b"")
         else:
             exchange.status = response.status_code
         if late is None:

@@ -1,4 +1,4 @@
-"""What hooks are shown of mitmproxy's messages, and how what they return is put back: everything but the framing."""
+"""What rules and hooks see of mitmproxy's messages, and how what hooks return is put back: all but the framing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from collections.abc import Sequence
 from mitmproxy import http
 
 from vm.egress.hooks import FRAMING, MAX_BODY, Headers, Request, Response
+from vm.egress.interceptor.requests import Asked
 
 type Fields = Sequence[tuple[bytes, bytes]]
+
+
+def asked_of(request: http.Request) -> Asked:
+    """A request's head, as it is judged."""
+    return Asked(
+        http2=request.is_http2,
+        method=request.data.method,
+        target=request.data.path,
+        authority=request.data.authority,
+        fields=request.headers.fields,
+    )
 
 
 def is_short(message: http.Message) -> bool:

@@ -25,6 +25,14 @@ class Scrubber:
     text: Replacements
     same_length: Replacements
 
+    def fields(self, fields: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+        """Those of a head without values in them; one that has a value in its name is left out."""
+        scrub = self.text.whole
+        together = b"\n".join(part for field in fields for part in field)
+        if scrub(together) == together:
+            return tuple(fields)
+        return tuple((name, scrub(value)) for name, value in fields if scrub(name) == name)
+
 
 class Machine:
     """One machine. Values that it had before are looked for in answers still: somebody may remember them."""

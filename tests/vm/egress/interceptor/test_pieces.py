@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import itertools
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.vm.egress.interceptor.scene import placeholder, secret
 from vm.egress.handover import HandOver, head, read_head
-from vm.egress.interceptor.bodies import RequestBody, whole
+from vm.egress.interceptor.bodies import AnswerBody, RequestBody, whole
 from vm.egress.interceptor.budget import Budget, Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.forms import forms
@@ -282,6 +283,7 @@ def test_what_is_held_counts_for_a_machine_and_for_all_until_it_is_given_back() 
         first.close()
         second.close()
     assert (all_of_them.held, [one.held for one in machines]) == (0, [0, 0])
+    assert not first.take("late", 1)
 
 
 def test_a_head_with_values_in_it_has_a_bound() -> None:
@@ -302,12 +304,45 @@ def test_a_body_becomes_not_much_longer_with_values_in_it() -> None:
     token = secret(value="v" * 65_536, places=("body",))
     mark = token.placeholder.encode()
     replacements = in_body("", [token])
-    assert whole(RequestBody(lambda: replacements, lambda found: None), mark) == b"v" * 65_536
+    filled = whole(RequestBody(lambda: replacements, lambda found: None), mark, Pace(), lambda count: True)
+    assert asyncio.run(filled) == b"v" * 65_536
     body, made = RequestBody(lambda: replacements, lambda found: None), 0
     with pytest.raises(Undecodable, match="much longer"):  # noqa: PT012
         for piece in body.feed(mark * 18_000):
             made += len(piece)
     assert made < 20 * 2**20
+
+
+class Pace:
+    """Counts how often others had their turn."""
+
+    def __init__(self) -> None:
+        self.rests = 0
+
+    def worked(self, seconds: float) -> None:
+        pass
+
+    async def rest(self) -> None:
+        self.rests += 1
+
+
+def test_others_have_their_turn_while_a_body_becomes_much() -> None:
+    """Behind each part of what one piece becomes; and what it becomes is counted."""
+    pace, taken = Pace(), []
+
+    def take(count: int) -> bool:
+        taken.append(count)
+        return sum(taken) <= 2**23
+
+    def body() -> AnswerBody:
+        return AnswerBody(lambda: Replacements({b"aaaaaaaab": b"x"}), Decoding("gzip"), grpc=False)
+
+    packed = gzip.compress(b"a" * 2**22)
+    assert asyncio.run(whole(body(), packed, pace, take)) == b"a" * 2**22
+    assert pace.rests >= 8
+    assert sum(taken) == 2**22 - len(packed)
+    with pytest.raises(Undecodable, match="under way"):
+        asyncio.run(whole(body(), gzip.compress(b"a" * 3 * 2**21), pace, take))
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.lists(st.integers(0, 300), max_size=20))
