@@ -42,6 +42,15 @@ class Held:
         self._counts[exchange] += count
         return True
 
+    def keep(self, exchange: object, count: int) -> bool:
+        """Have it hold so many, more or fewer than before; whether there was room."""
+        more = count - self._counts[exchange]
+        if more > 0 or self._closed:
+            return self.take(exchange, more)
+        self._counts[exchange] = count
+        self._budget.give(-more)
+        return True
+
     def give(self, exchange: object) -> None:
         """Count nothing for that one any more. Repeatable."""
         self._budget.give(self._counts.pop(exchange, 0))

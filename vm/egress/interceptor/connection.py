@@ -23,12 +23,13 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from vm.egress.handover import HandOver
+from vm.egress.interceptor.budget import Held
 from vm.egress.interceptor.certificates import Minting, Verifying
 from vm.egress.interceptor.exchange import Exchanges
 from vm.egress.interceptor.frames import BadFrame
 from vm.egress.interceptor.hooks import Hooks
 from vm.egress.interceptor.known import Machine
-from vm.egress.interceptor.layers import HttpLayer, forget_closed, waiting
+from vm.egress.interceptor.layers import HttpLayer, forget_closed, forget_waiting, waiting
 from vm.egress.interceptor.work import Work
 from vm.egress.journal import Passage
 
@@ -38,6 +39,7 @@ _DIALLING = 10.0  # seconds
 _IDLE = 3600
 _HIGH = 2**20  # bytes that may wait for one side before the other is not read any more
 _HIGHEST = 16 * 2**20  # where both wait for each other
+_ORDINARY = 3 * 2**16  # of a read or two, which are not counted: each connection may have them
 _OF_THE_CONNECTION = ("ntlm", "negotiate")
 """Ways to log in that hold for a connection rather than for a request."""
 _SECOND = (
@@ -122,6 +124,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self.layer.child_layer = ClientTLSLayer(context)
         self._http = self.layer.child_layer.child_layer = HttpLayer(context, HTTPMode.transparent)
         self._stuck: set[bool] = set()
+        self._held = Held(machine.waiting)
+        self._most = _HIGH
+        self._over = False
         self._handlers: dict[str, Callable[..., Awaitable[object] | None]] = {
             "tls_start_client": self._tls_start_client,
             "tls_start_server": self._tls_start_server,
@@ -142,6 +147,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         try:
             await super().handle_client()
         finally:
+            self._over = True
+            forget_waiting(self._http)
+            self._held.close()
             self._exchanges.held.close()
             for reading in self._readings.values():
                 self._share.leave(reading)
@@ -261,6 +269,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
     async def _give_turn(self, from_client: bool) -> None:
         """What comes of a read goes on when others had their turn, and there is room for it."""
         await self._turn(self._readings[from_client])
+        self._count()
         for connection, transport in list(self.transports.items()):
             if (connection is self.client) is not from_client and transport.writer is not None:
                 with suppress(OSError):
@@ -269,30 +278,51 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     async def drain_writers(self) -> None:
         """Called after each read: go on reading once there is room for what was read, and when it is our turn."""
+        self._count()
         await super().drain_writers()
         from_client = self.transports[self.client].handler is asyncio.current_task()
         await self._turn(self._readings[from_client])
         await self._room(from_client=from_client, unread=True)
 
+    def _count(self) -> dict[bool, int] | None:
+        """What waits of what each side sent; it is counted as its machine's. None if it is over."""
+        if self._over or self.client.state is ConnectionState.CLOSED:
+            return None
+        held = {from_client: waiting(self._http, from_client=from_client) for from_client in (True, False)}
+        known = {side: count for side, count in held.items() if count is not None and count <= _HIGHEST}
+        if len(known) < 2:
+            self._too_much()
+            return None
+        sent = sum(one.writer.transport.get_write_buffer_size() for one in self.transports.values() if one.writer)
+        self._most = _HIGH if self._held.keep(self, max(0, sum(known.values()) + sent - _ORDINARY)) else _ORDINARY
+        return known
+
+    def _too_much(self) -> None:
+        self._over = True
+        log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
+        self._exchanges.why = "too much waits in it"
+        self.abort()
+
     async def _room(self, *, from_client: bool, unread: bool) -> None:
         """Return when no more waits of what one side sent than may."""
-        while self.client.state is not ConnectionState.CLOSED:
-            held = waiting(self._http, from_client=from_client, unread=unread)
-            if held is None or held > _HIGHEST:
-                log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
-                self.abort()
-                return
-            # What was read and not looked at yet is behind what waits here: the other side's may be what lets it on
-            other = 0 if unread else waiting(self._http, from_client=not from_client)
-            if held <= _HIGH or len(self._stuck | {from_client}) == 2 or (other or 0) > _HIGH:
-                self._stuck.discard(from_client)
-                return
+        while (held := self._count()) is not None:
+            here, there = held[from_client], 0
+            if not unread:
+                # What was not looked at yet is behind what waits here, and the other side's may be what lets it on
+                here, there = waiting(self._http, from_client=from_client, unread=False) or 0, held[not from_client]
+            if here <= self._most:
+                break
+            if len(self._stuck | {from_client}) == 2 or there > self._most:
+                if self._most < _HIGH:
+                    self._too_much()
+                break
             self._stuck.add(from_client)
             try:
                 await asyncio.sleep(0.01)
             except asyncio.CancelledError:
                 self._stuck.discard(from_client)
                 raise
+        self._stuck.discard(from_client)
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """mitmproxy's messages may quote what passes, so none is kept; a fault of its own ends the connection."""

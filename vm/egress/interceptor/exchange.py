@@ -69,6 +69,7 @@ class Exchanges:
         self._alerted: set[str] = set()
         self._frames: dict[bool, Frames] = {}
         self.held = Held(machine.room)
+        self.why = ""  # it was ended by us
 
     # -- requests
 
@@ -445,7 +446,8 @@ class Exchanges:
         elif exchange.decision.allowed:
             exchange.failed = True
             why = flow.metadata.get(UNREACHED)
-            said = f"{host} cannot be reached: {why}." if why else f"The exchange with {host} broke off."
+            broke = f"The exchange with {host} broke off{self.why and f': {self.why}'}."
+            said = f"{host} cannot be reached: {why}." if why else broke
             exchange.decision = Decision(False, "unreachable", said)
         self._note(exchange)
 

@@ -42,6 +42,8 @@ class Machine:
         self.secrets = tuple(secrets)
         self.hooking = asyncio.Semaphore(_HOOKING)
         self.room = Budget(OF_MACHINE, within=ALL)
+        # Connections whose ends take nothing must leave some of it for requests
+        self.waiting = Budget(OF_MACHINE // 2, within=self.room)
         self.share = Share(turns)
         self._retired: list[Secret] = []
         self._bindings = Bindings(secrets)

@@ -232,6 +232,15 @@ def _let_go(handler: Any) -> None:
         handler = getattr(handler, "child_layer", None)
 
 
+def forget_waiting(layer: HttpLayer) -> None:
+    """Let go of all that could not be passed on, and never will be: see `_let_go`."""
+    for handler in layer.connections.values():
+        if isinstance(inner := _innermost(handler), Http2Connection):
+            inner.h2_conn.stream_buffers.clear()
+    for stream in layer.streams.values():
+        stream._paused_event_queue.clear()
+
+
 def waiting(layer: HttpLayer, *, from_client: bool, unread: bool = True) -> int | None:
     """Bytes from one side that could not be passed on yet; `unread` counts those as well that were not looked at.
 

@@ -78,7 +78,7 @@ async def test_machines_take_turns_however_many_connections_one_has(scene: Scene
                 came[whose] += len(data)
 
     for whose in (scene, neighbour):
-        await whose.tell(*(secret(value=f"{VALUE}{number}", name=f"T{number}") for number in range(20)))
+        await whose.tell(*(secret(value=f"{number}{VALUE}", name=f"T{number}") for number in range(20)))
     async with scene.serving(endless) as server, asyncio.timeout(60):
         all_of_them = [scene] * 16 + [neighbour]
         downloads = [asyncio.ensure_future(download(one, server.port)) for one in all_of_them]

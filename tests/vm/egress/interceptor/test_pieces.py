@@ -279,6 +279,9 @@ def test_what_is_held_counts_for_a_machine_and_for_all_until_it_is_given_back() 
     for _ in range(2):
         first.give("a")
     assert second.take("d", 6)
+    assert [second.keep("d", count) for count in (8, 5, 2, 7, 9)] == [False, True, True, False, False]
+    assert [one.held for one in machines] == [2, 4]
+    assert second.keep("d", 6)
     for _ in range(2):
         first.close()
         second.close()
