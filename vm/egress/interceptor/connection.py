@@ -126,6 +126,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._stuck: set[bool] = set()
         self._held = Held(machine.waiting)
         self._most = _HIGH
+        self._happened = asyncio.Event()  # what waits becomes less by nothing else
         self._over = False
         self._handlers: dict[str, Callable[..., Awaitable[object] | None]] = {
             "tls_start_client": self._tls_start_client,
@@ -148,6 +149,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
             await super().handle_client()
         finally:
             self._over = True
+            self._happened.set()
             forget_waiting(self._http)
             self._held.close()
             self._exchanges.held.close()
@@ -251,6 +253,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._http.work.begin()
         await super().server_event(event)
         self.worked(self._http.work.seconds)
+        self._happened.set()
 
     def worked(self, seconds: float) -> None:
         """Count it: see Pace."""
@@ -317,8 +320,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
                     self._too_much()
                 break
             self._stuck.add(from_client)
+            self._happened.clear()
             try:
-                await asyncio.sleep(0.01)
+                await self._happened.wait()
             except asyncio.CancelledError:
                 self._stuck.discard(from_client)
                 raise

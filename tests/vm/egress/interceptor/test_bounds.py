@@ -92,6 +92,15 @@ async def test_what_waits_for_guests_that_read_nothing_has_a_bound(scene: Scene)
         assert grown < OF_MACHINE + 5 * 2**24
 
 
+async def test_an_interceptor_sleeps_while_guests_read_nothing(scene: Scene) -> None:
+    """It is not woken for them: a connection that looked by itself whether it may go on would do so for ever."""
+    await scene.tell(secret())
+    async with scene.serving(_flood) as server, _reading_nothing(scene, server.port, 20):
+        before = _status(scene, "voluntary_ctxt_switches")
+        await asyncio.sleep(2)
+        assert _status(scene, "voluntary_ctxt_switches") - before < 20
+
+
 async def test_an_interceptor_has_a_limit_of_memory(scene: Scene) -> None:
     """Some gigabytes, whatever passes it: the host has the rest."""
     (one,) = scene.interceptors._processes
