@@ -1,4 +1,8 @@
-"""Bodies in both directions, piece by piece: values go into requests, and are taken out of answers. Pure."""
+"""Bodies in both directions, piece by piece: values go into requests, and are taken out of answers. Pure.
+
+What comes of a piece comes in pieces, too, so that the work can stop behind each; one of them is empty where nothing
+can go on yet.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.messages import GrpcMessages
 from vm.egress.interceptor.replace import Replacements, Stream
 from vm.egress.interceptor.substitute import Watch
+from vm.egress.interceptor.work import Pace, Work
 
 MAX_WHOLE = 16 * 2**20
 """Bytes that a body which is looked through as a whole may become."""
@@ -38,8 +43,7 @@ class RequestBody:
             return
         for piece in self.decoding.feed(data):
             for place in range(0, len(piece), _SLICE):
-                if out := self._filled(piece[place : place + _SLICE]):
-                    yield out
+                yield self._filled(piece[place : place + _SLICE])
 
     def _filled(self, piece: bytes) -> bytes:
         self._watch.feed(piece)
@@ -65,6 +69,7 @@ class PassedBody:
         try:
             for piece in self._decoding.feed(data) if self._decoding is not None and data else ():
                 self._watch.feed(piece)
+                yield b""
         except Undecodable:
             self._decoding = None
         if not data:
@@ -91,16 +96,32 @@ class AnswerBody:
         for piece in self._decoding.feed(data):
             if self._messages is not None:
                 self._messages.feed(piece)
-            if out := self._stream.feed(piece):
-                yield out
+            yield self._stream.feed(piece)
 
 
-def whole(body: RequestBody | AnswerBody, data: bytes, most: int = MAX_WHOLE) -> bytes:
-    """All of a body that is here as a whole. Undecodable also where it becomes more than `most` bytes."""
+async def whole(
+    body: RequestBody | AnswerBody, data: bytes, pace: Pace, take: Callable[[int], bool], most: int = MAX_WHOLE
+) -> bytes:
+    """All of a body that is here as a whole; `take` says whether there is room for so many bytes more than it had.
+
+    Undecodable also where there is none, and where it becomes more than `most` bytes.
+    """
     out = bytearray()
+    room = len(data)
+    work = Work()
     for piece in (data, b""):
         for part in body.feed(piece):
             out += part
             if len(out) > most:
                 raise Undecodable(f"it becomes longer than {most // 2**20} MiB")
+            if len(out) > room:
+                if not take(len(out) - room):
+                    raise Undecodable("too much of this sandbox's is under way")
+                room = len(out)
+            work.made(len(part))
+            if work.enough:
+                pace.worked(work.seconds)
+                await pace.rest()
+                work.begin()
+    pace.worked(work.seconds)
     return bytes(out)

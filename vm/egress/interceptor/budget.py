@@ -33,12 +33,22 @@ class Held:
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._counts: Counter[object] = Counter()
+        self._closed = False
 
     def take(self, exchange: object, count: int) -> bool:
-        """Whether there was room for so many more."""
-        if not self._budget.take(count):
+        """Whether there was room for so many more; there is none once it is closed."""
+        if self._closed or not self._budget.take(count):
             return False
         self._counts[exchange] += count
+        return True
+
+    def keep(self, exchange: object, count: int) -> bool:
+        """Have it hold so many, more or fewer than before; whether there was room."""
+        more = count - self._counts[exchange]
+        if more > 0 or self._closed:
+            return self.take(exchange, more)
+        self._counts[exchange] = count
+        self._budget.give(-more)
         return True
 
     def give(self, exchange: object) -> None:
@@ -47,6 +57,7 @@ class Held:
 
     def close(self) -> None:
         """Count nothing any more. Repeatable."""
+        self._closed = True
         self._budget.give(self._counts.total())
         self._counts.clear()
 

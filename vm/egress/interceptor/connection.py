@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from mitmproxy import options as mitmproxy_options
@@ -23,12 +24,14 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, ServerTLSLayer
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from vm.egress.handover import HandOver
+from vm.egress.interceptor.budget import Held
 from vm.egress.interceptor.certificates import Minting, Verifying
 from vm.egress.interceptor.exchange import Exchanges
 from vm.egress.interceptor.frames import BadFrame
 from vm.egress.interceptor.hooks import Hooks
 from vm.egress.interceptor.known import Machine
-from vm.egress.interceptor.layers import HttpLayer, forget_closed, waiting
+from vm.egress.interceptor.layers import HttpLayer, forget_closed, forget_waiting, waiting
+from vm.egress.interceptor.work import Work
 from vm.egress.journal import Passage
 
 log = logging.getLogger("atoll.interceptor")
@@ -37,6 +40,7 @@ _DIALLING = 10.0  # seconds
 _IDLE = 3600
 _HIGH = 2**20  # bytes that may wait for one side before the other is not read any more
 _HIGHEST = 16 * 2**20  # where both wait for each other
+_ORDINARY = 3 * 2**16  # of a read or two, which are not counted: each connection may have them
 _OF_THE_CONNECTION = ("ntlm", "negotiate")
 """Ways to log in that hold for a connection rather than for a request."""
 _SECOND = (
@@ -115,7 +119,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self._share = machine.share
         self._readings = {True: _Reading(), False: _Reading()}
         self._worked = 0.0
-        self._exchanges = Exchanges(handed, machine, hooks, tell)
+        self._exchanges = Exchanges(handed, machine, hooks, tell, pace=self)
         context = self.layer.context
         context.server.address = (str(handed.address or "0.0.0.0"), handed.port)  # noqa: S104 (never dialled)
         context.server.sni = handed.host
@@ -123,6 +127,10 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         self.layer.child_layer = ClientTLSLayer(context)
         self._http = self.layer.child_layer.child_layer = HttpLayer(context, HTTPMode.transparent)
         self._stuck: set[bool] = set()
+        self._held = Held(machine.waiting)
+        self._most = _HIGH
+        self._happened = asyncio.Event()  # what waits becomes less by nothing else
+        self._over = False
         self._handlers: dict[str, Callable[..., Awaitable[object] | None]] = {
             "tls_start_client": self._tls_start_client,
             "tls_start_server": self._tls_start_server,
@@ -135,6 +143,7 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
             "response": self._exchanges.response,
             "error": self._exchanges.error,
             "tcp_message": self._tcp_message,
+            "give_turn": self._give_turn,
         }
 
     async def handle_client(self) -> None:
@@ -142,9 +151,14 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         try:
             await super().handle_client()
         finally:
+            self._over = True
+            self._happened.set()
+            forget_waiting(self._http)
+            self._held.close()
             self._exchanges.held.close()
             for reading in self._readings.values():
                 self._share.leave(reading)
+                reading.unpark()
 
     def abort(self) -> None:
         """End it at once."""
@@ -161,7 +175,9 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
         handler = self._handlers.get(hook.name)
         if handler is not None:
             try:
+                work = Work()
                 waiting_for = handler(*hook.args())
+                self.worked(work.seconds)
                 if inspect.isawaitable(waiting_for):
                     await waiting_for
             except Exception:
@@ -244,33 +260,83 @@ class Intercepted(LiveConnectionHandler):  # type: ignore[misc] # mitmproxy is n
 
     async def server_event(self, event: Any) -> None:
         """All that mitmproxy does for the connection, without a pause."""
-        began = time.perf_counter()
+        self._http.work.begin()
         await super().server_event(event)
-        self._worked += time.perf_counter() - began
+        self.worked(self._http.work.seconds)
+        self._happened.set()
 
-    async def drain_writers(self) -> None:
-        """Called after each read: go on reading once there is room for what was read, and when it is our turn."""
-        await super().drain_writers()
-        from_client = self.transports[self.client].handler is asyncio.current_task()
-        reading = self._readings[from_client]
+    def worked(self, seconds: float) -> None:
+        """Count it: see Pace."""
+        self._worked += seconds
+
+    async def rest(self) -> None:
+        """Return when it is our turn: see Pace."""
+        await asyncio.sleep(0)
+        await self._turn(self._readings[False])
+
+    async def _turn(self, reading: _Reading) -> None:
         worked, self._worked = self._worked, 0.0
         self._share.spend(reading, int(worked * _SECOND))
         await reading.turn()
-        while True:
-            held = waiting(self._http, from_client=from_client)
-            if held is None or held > _HIGHEST:
-                log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
-                self.abort()
-                return
-            if held <= _HIGH or len(self._stuck | {from_client}) == 2:
-                self._stuck.discard(from_client)
-                return
+
+    async def _give_turn(self, from_client: bool) -> None:
+        """What comes of a read goes on when others had their turn, and there is room for it."""
+        await self._turn(self._readings[from_client])
+        self._count()
+        for connection, transport in list(self.transports.items()):
+            if (connection is self.client) is not from_client and transport.writer is not None:
+                with suppress(OSError):
+                    await transport.writer.drain()
+        await self._room(from_client=from_client, unread=False)
+
+    async def drain_writers(self) -> None:
+        """Called after each read: go on reading once there is room for what was read, and when it is our turn."""
+        self._count()
+        await super().drain_writers()
+        from_client = self.transports[self.client].handler is asyncio.current_task()
+        await self._turn(self._readings[from_client])
+        await self._room(from_client=from_client, unread=True)
+
+    def _count(self) -> dict[bool, int] | None:
+        """What waits of what each side sent; it is counted as its machine's. None if it is over."""
+        if self._over or self.client.state is ConnectionState.CLOSED:
+            return None
+        held = {from_client: waiting(self._http, from_client=from_client) for from_client in (True, False)}
+        known = {side: count for side, count in held.items() if count is not None and count <= _HIGHEST}
+        if len(known) < 2:
+            self._too_much()
+            return None
+        sent = sum(one.writer.transport.get_write_buffer_size() for one in self.transports.values() if one.writer)
+        self._most = _HIGH if self._held.keep(self, max(0, sum(known.values()) + sent - _ORDINARY)) else _ORDINARY
+        return known
+
+    def _too_much(self) -> None:
+        self._over = True
+        log.warning("a connection to %s was ended: too much waits in it", self._handed.host)
+        self._exchanges.why = "too much waits in it"
+        self.abort()
+
+    async def _room(self, *, from_client: bool, unread: bool) -> None:
+        """Return when no more waits of what one side sent than may."""
+        while (held := self._count()) is not None:
+            here, there = held[from_client], 0
+            if not unread:
+                # What was not looked at yet is behind what waits here, and the other side's may be what lets it on
+                here, there = waiting(self._http, from_client=from_client, unread=False) or 0, held[not from_client]
+            if here <= self._most:
+                break
+            if len(self._stuck | {from_client}) == 2 or there > self._most:
+                if self._most < _HIGH:
+                    self._too_much()
+                break
             self._stuck.add(from_client)
+            self._happened.clear()
             try:
-                await asyncio.sleep(0.01)
+                await self._happened.wait()
             except asyncio.CancelledError:
                 self._stuck.discard(from_client)
                 raise
+        self._stuck.discard(from_client)
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """mitmproxy's messages may quote what passes, so none is kept; a fault of its own ends the connection."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from mitmproxy import http
@@ -13,15 +13,16 @@ from vm.egress.explain import answer_headers, explanation
 from vm.egress.handover import HandOver
 from vm.egress.hooks import MAX_BODY, Request
 from vm.egress.interceptor import hooked, substitute
-from vm.egress.interceptor.bodies import AnswerBody, PassedBody, RequestBody, whole
+from vm.egress.interceptor.bodies import MAX_WHOLE, AnswerBody, PassedBody, RequestBody, whole
 from vm.egress.interceptor.budget import Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.frames import BadFrame, Frames
 from vm.egress.interceptor.hooks import Chain, HookDenied, Hooks
-from vm.egress.interceptor.known import Machine, Scrubber
+from vm.egress.interceptor.known import Machine
 from vm.egress.interceptor.layers import UNREACHED, Refused, has_no_body
 from vm.egress.interceptor.replace import NOTHING, Replacements
 from vm.egress.interceptor.requests import Asked, is_plainly_framed, is_websocket, objection, shown_path
+from vm.egress.interceptor.work import Pace
 from vm.egress.journal import Kind, Passage, Verdict, stray_placeholder
 from vm.egress.policy import Decision
 
@@ -31,12 +32,6 @@ _NONE = -1
 _ALERTS = 100  # for one connection: a program that sends a foreign placeholder does so again and again
 _OURS = "atoll"
 _GRPC, _GRPC_IN_BASE64 = "application/grpc", "application/grpc-web-text"
-
-
-def _scrubbed(fields: Sequence[tuple[bytes, bytes]], scrubber: Scrubber) -> tuple[tuple[bytes, bytes], ...]:
-    """Without values of secrets; a field that has one in its name is left out."""
-    scrub = scrubber.text.whole
-    return tuple((name, scrub(value)) for name, value in fields if scrub(name) == name)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,33 +55,27 @@ class _Exchange:
     seen: Request | None = None  # as its hooks left it
 
 
-def _asked(request: http.Request) -> Asked:
-    return Asked(
-        http2=request.is_http2,
-        method=request.data.method,
-        target=request.data.path,
-        authority=request.data.authority,
-        fields=request.headers.fields,
-    )
-
-
 class Exchanges:
     """Those of one connection. Its methods are mitmproxy's hooks; `tell` is told of requests and alerts."""
 
-    def __init__(self, handed: HandOver, machine: Machine, hooks: Hooks, tell: Callable[[Passage], None]) -> None:
+    def __init__(
+        self, handed: HandOver, machine: Machine, hooks: Hooks, tell: Callable[[Passage], None], *, pace: Pace
+    ) -> None:
         self._handed = handed
         self._machine = machine
         self._hooks = hooks
         self._tell = tell
+        self._pace = pace
         self._alerted: set[str] = set()
         self._frames: dict[bool, Frames] = {}
         self.held = Held(machine.room)
+        self.why = ""  # it was ended by us
 
     # -- requests
 
     def request_headers(self, flow: http.HTTPFlow) -> Awaitable[object] | None:
         """Decide about a request, and put values into its head."""
-        handed, asked = self._handed, _asked(flow.request)
+        handed, asked = self._handed, hooked.asked_of(flow.request)
         exchange = _Exchange(
             method=asked.method[:32].decode("latin-1"),
             path=shown_path(asked.target),
@@ -135,7 +124,7 @@ class Exchanges:
             self._deny(flow, exchange, self._by_hook(denied))
             return None
         hooked.change_request(request, after)
-        asked = _asked(request)
+        asked = hooked.asked_of(request)
         exchange.method, exchange.path = after.method[:32], shown_path(asked.target)
         if self._may_pass(flow, exchange, asked):
             self._prepare(flow, exchange, asked)
@@ -245,15 +234,14 @@ class Exchanges:
             self._look_for_strangers(substitute.placeholders(flow.request.trailers.fields, b""))
         if exchange.hooks is not None and exchange.seen is None:
             return self._collected(flow, exchange, exchange.hooks)
-        self._fill_body(flow, exchange)
-        return None
+        return self._fill_body(flow, exchange) if flow.request.data.content else None
 
     async def _collected(self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain) -> None:
         request = flow.request
         body = RequestBody(lambda: NOTHING, lambda found: None)
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
-            content = whole(body, request.data.content or b"", MAX_BODY)
+            content = await self._whole(exchange, body, request.data.content or b"", MAX_BODY)
         except Undecodable as error:
             self._deny(flow, exchange, self._by_hook(HookDenied(f"no hook can read the body: {error}")))
             return
@@ -264,9 +252,14 @@ class Exchanges:
         request.data.content = changed or b""
         if changed or "content-length" in request.headers:
             request.headers["content-length"] = str(len(request.data.content))
-        self._fill_body(flow, exchange)
+        await self._fill_body(flow, exchange)
 
-    def _fill_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> None:
+    async def _whole(
+        self, exchange: _Exchange, body: RequestBody | AnswerBody, data: bytes, most: int = MAX_WHOLE
+    ) -> bytes:
+        return await whole(body, data, self._pace, lambda count: self.held.take(exchange, count), most)
+
+    async def _fill_body(self, flow: http.HTTPFlow, exchange: _Exchange) -> None:
         request = flow.request
         content = request.data.content
         if not content:
@@ -276,9 +269,7 @@ class Exchanges:
         body = RequestBody(filling, self._found_in_body(flow, exchange))
         try:
             body.decoding = Decoding(request.headers.get("content-encoding", ""))
-            filled = whole(body, content)
-            if not self.held.take(exchange, max(0, len(filled) - len(content))):
-                raise Undecodable("too much of this sandbox's requests is under way")
+            filled = await self._whole(exchange, body, content)
         except Refused:
             return
         except Undecodable as error:
@@ -318,7 +309,7 @@ class Exchanges:
         headers = response.headers
         if not is_plainly_framed(value for name, value in headers.fields if name.lower() == b"transfer-encoding"):
             raise Undecodable("its transfer coding cannot be undone")
-        headers.fields = _scrubbed(headers.fields, scrubber)
+        headers.fields = scrubber.fields(headers.fields)
         response.data.reason = scrubber.text.whole(response.data.reason)
         for name in ("accept-ranges", "alt-svc"):
             headers.pop(name, None)
@@ -371,6 +362,8 @@ class Exchanges:
         body = AnswerBody(self._same_length if grpc else self._text, decoding, grpc=grpc)
         length = headers.get("content-length", "")
         headers.pop("content-encoding", None)
+        # What is packed may become much: it is held as a whole for hooks only
+        short = short if exchange.hooks is not None or not decoding else _NONE
         if hooked.ends_with_its_head(response) or (length.isdecimal() and int(length) <= short):
             flow.metadata["atoll.body"] = body
             return
@@ -390,22 +383,24 @@ class Exchanges:
         response = flow.response
         if response is None:
             return None
-        late: Awaitable[object] | None = None
+        body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
         if exchange.decision is not None and exchange.decision.allowed:
             if response.trailers is not None:
-                response.trailers = http.Headers(_scrubbed(response.trailers.fields, self._machine.scrubber))
-            body: AnswerBody | None = flow.metadata.pop("atoll.body", None)
+                response.trailers = http.Headers(self._machine.scrubber.fields(response.trailers.fields))
             if exchange.hooks is not None and exchange.seen is not None and not response.stream:
-                late = self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen, body)
-            elif body is not None and response.data.content:
-                response.data.content = whole(body, response.data.content)
-                response.headers["content-length"] = str(len(response.data.content))
-                exchange.received += len(response.data.content)
+                return self._whole_answer_through_hooks(flow, exchange, exchange.hooks, exchange.seen, body)
+            if body is not None and response.data.content:
+                return self._collected_answer(exchange, response, body)
         else:
             exchange.status = response.status_code
-        if late is None:
-            self._note(exchange)
-        return late
+        self._note(exchange)
+        return None
+
+    async def _collected_answer(self, exchange: _Exchange, response: http.Response, body: AnswerBody) -> None:
+        response.data.content = await self._whole(exchange, body, response.data.content or b"")
+        response.headers["content-length"] = str(len(response.data.content))
+        exchange.received += len(response.data.content)
+        self._note(exchange)
 
     async def _whole_answer_through_hooks(
         self, flow: http.HTTPFlow, exchange: _Exchange, hooks: Chain, request: Request, body: AnswerBody | None
@@ -414,7 +409,7 @@ class Exchanges:
         if response is None:
             return
         try:
-            before = hooked.response_of(response, hooked.content_of(response, body))
+            before = hooked.response_of(response, await self._shown_to_hooks(exchange, response, body))
             after = await hooks.response(self._machine.hooking, request, before)
             if after.status == 101 and before.status != 101:
                 raise HookDenied("a hook makes another protocol of it")
@@ -433,6 +428,13 @@ class Exchanges:
             exchange.received += len(response.data.content)
         self._note(exchange)
 
+    async def _shown_to_hooks(self, exchange: _Exchange, response: http.Response, body: AnswerBody | None) -> bytes:
+        content = response.data.content or b""
+        try:
+            return await self._whole(exchange, body, content, MAX_BODY) if body is not None and content else content
+        except Undecodable as error:
+            raise HookDenied(f"no hook can read the body: {error}") from error
+
     def error(self, flow: http.HTTPFlow) -> None:
         """An exchange has come to nothing."""
         exchange: _Exchange | None = flow.metadata.get(_OURS)
@@ -444,7 +446,8 @@ class Exchanges:
         elif exchange.decision.allowed:
             exchange.failed = True
             why = flow.metadata.get(UNREACHED)
-            said = f"{host} cannot be reached: {why}." if why else f"The exchange with {host} broke off."
+            broke = f"The exchange with {host} broke off{self.why and f': {self.why}'}."
+            said = f"{host} cannot be reached: {why}." if why else broke
             exchange.decision = Decision(False, "unreachable", said)
         self._note(exchange)
 

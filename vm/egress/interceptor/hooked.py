@@ -1,4 +1,4 @@
-"""What hooks are shown of mitmproxy's messages, and how what they return is put back: everything but the framing."""
+"""What rules and hooks see of mitmproxy's messages, and how what hooks return is put back: all but the framing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from mitmproxy import http
 
 from vm.egress.hooks import FRAMING, MAX_BODY, Headers, Request, Response
-from vm.egress.interceptor.bodies import AnswerBody, whole
-from vm.egress.interceptor.coding import Undecodable
-from vm.egress.interceptor.hooks import HookDenied
+from vm.egress.interceptor.requests import Asked
 
 type Fields = Sequence[tuple[bytes, bytes]]
+
+
+def asked_of(request: http.Request) -> Asked:
+    """A request's head, as it is judged."""
+    return Asked(
+        http2=request.is_http2,
+        method=request.data.method,
+        target=request.data.path,
+        authority=request.data.authority,
+        fields=request.headers.fields,
+    )
 
 
 def is_short(message: http.Message) -> bool:
@@ -48,15 +57,6 @@ def change_request(request: http.Request, changed: Request) -> None:
 def response_of(response: http.Response, body: bytes | None) -> Response:
     """What a hook is asked about."""
     return Response(response.status_code, _shown(response.headers.fields), body)
-
-
-def content_of(response: http.Response, body: AnswerBody | None) -> bytes:
-    """All of an answer's body. HookDenied."""
-    content = response.data.content or b""
-    try:
-        return whole(body, content, MAX_BODY) if body is not None and content else content
-    except Undecodable as error:
-        raise HookDenied(f"no hook can read the body: {error}") from error
 
 
 def change_response(response: http.Response, changed: Response, *, http2: bool) -> None:

@@ -26,6 +26,14 @@ class Scrubber:
     text: Replacements
     same_length: Replacements
 
+    def fields(self, fields: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+        """Those of a head without values in them; one that has a value in its name is left out."""
+        scrub = self.text.whole
+        together = b"\n".join(part for field in fields for part in field)
+        if scrub(together) == together:
+            return tuple(fields)
+        return tuple((name, scrub(value)) for name, value in fields if scrub(name) == name)
+
 
 class Machine:
     """One machine. Values that it had before are looked for in answers still: somebody may remember them."""
@@ -36,6 +44,8 @@ class Machine:
         self.hooking = asyncio.Semaphore(_HOOKING)
         self.upstreams = asyncio.Semaphore(_UPSTREAMS)
         self.room = Budget(OF_MACHINE, within=ALL)
+        # Connections whose ends take nothing must leave some of it for requests
+        self.waiting = Budget(OF_MACHINE // 2, within=self.room)
         self.share = Share(turns)
         self._retired: list[Secret] = []
         self._bindings = Bindings(secrets)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import version
+from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import events
+from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http import (
     DropStream,
     ErrorCode,
     RequestData,
+    RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     RequestTrailers,
@@ -19,6 +24,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
+    ResponseTrailers,
     SendHttp,
     _http2,
 )
@@ -28,12 +34,14 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
 from mitmproxy.proxy.layers.tls import TLSLayer
 
 from vm.egress.explain import answer_headers
+from vm.egress.interceptor.work import Work
 
 MAX_BUFFERED = 2**18
 """Bytes of a head, or of what a client sends before its turn, that one connection may hold."""
 UNREACHED = "atoll.unreached"
 """Where a flow keeps why its upstream could not be reached."""
 _UNSAID = "the exchange broke off"
+_ANSWERED = ResponseData | ResponseTrailers | ResponseEndOfMessage
 
 
 class Refused(Exception):
@@ -45,17 +53,32 @@ def has_no_body(flow: Any) -> bool:
     return flow.request.method == "HEAD" or flow.response.status_code in (204, 304)
 
 
+@dataclass
+class GiveTurn(StartHook):  # type: ignore[misc]
+    """A stream waits: enough was done for its connection, of what one side sent."""
+
+    from_client: bool
+
+
 class HttpLayer(http.HttpLayer):  # type: ignore[misc]
-    """Makes streams of ours."""
+    """Makes streams of ours; `work` is what is done in the event that is handled."""
+
+    def __init__(self, context: Any, mode: Any) -> None:
+        super().__init__(context, mode)
+        self.work = Work()
 
     def make_stream(self, stream_id: int) -> Any:
         """See mitmproxy."""
-        self.streams[stream_id] = _Stream(self.context.fork(), stream_id)
+        self.streams[stream_id] = _Stream(self.context.fork(), stream_id, self.work)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
 
 class _Stream(http.HttpStream):  # type: ignore[misc]
     server_state: Any
+
+    def __init__(self, context: Any, stream_id: int, work: Work) -> None:
+        super().__init__(context, stream_id)
+        self._work = work
 
     def _handle_event(self, event: Any) -> Any:
         # Hooks must know whether there is a body before it comes
@@ -66,6 +89,9 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
         # An empty piece in the middle would be taken for the end of a body
         if isinstance(event, RequestData | ResponseData) and not event.data:
             return
+        from_client = isinstance(event, RequestData | RequestTrailers | RequestEndOfMessage)
+        if (from_client or isinstance(event, _ANSWERED)) and self._is_left(from_client=from_client):
+            return
         # What is denied already is not collected
         denied = self.client_state == self.state_consume_request_body and self.flow.response is not None
         if denied and isinstance(event, RequestData | RequestTrailers):
@@ -75,9 +101,37 @@ class _Stream(http.HttpStream):  # type: ignore[misc]
             yield from self._break_off()
             return
         try:
-            yield from super()._handle_event(event)
+            if isinstance(event, RequestData | ResponseData):
+                yield from self._by_and_by(super()._handle_event(event), from_client=from_client)
+            else:
+                yield from super()._handle_event(event)
         except Refused:
             yield from self._refuse()
+
+    def _by_and_by(self, handling: Generator[Any, Any, None], *, from_client: bool) -> Any:
+        """Pass on what comes of a piece, and let others have their turn in between."""
+        reply = None
+        while True:
+            if self._work.enough:
+                yield GiveTurn(from_client)
+                if self._is_left(from_client=from_client):
+                    handling.close()
+                    return
+            try:
+                command = handling.send(reply)
+            except StopIteration:
+                return
+            reply = None
+            if isinstance(command, SendHttp) and isinstance(command.event, RequestData | ResponseData):
+                self._work.made(len(command.event.data))
+                if not command.event.data:
+                    continue
+            reply = yield command
+
+    def _is_left(self, *, from_client: bool) -> bool:
+        """Whether it is known already that nobody takes any more what comes of what one side sent."""
+        gone = RequestProtocolError | ResponseProtocolError if from_client else RequestProtocolError
+        return any(isinstance(event, gone) for event in self._paused_event_queue)
 
     def _refuse(self) -> Any:
         """Let the server have no more of a request, and the guest the flow's answer."""
@@ -202,8 +256,20 @@ def _let_go(handler: Any) -> None:
         handler = getattr(handler, "child_layer", None)
 
 
-def waiting(layer: HttpLayer, *, from_client: bool) -> int | None:
-    """Bytes from one side that could not be passed on yet. None: somebody sends what nobody asked for."""
+def forget_waiting(layer: HttpLayer) -> None:
+    """Let go of all that could not be passed on, and never will be: see `_let_go`."""
+    for handler in layer.connections.values():
+        if isinstance(inner := _innermost(handler), Http2Connection):
+            inner.h2_conn.stream_buffers.clear()
+    for stream in layer.streams.values():
+        stream._paused_event_queue.clear()
+
+
+def waiting(layer: HttpLayer, *, from_client: bool, unread: bool = True) -> int | None:
+    """Bytes from one side that could not be passed on yet; `unread` counts those as well that were not looked at.
+
+    None: somebody sends what nobody asked for.
+    """
     held = 0
     for connection, handler in layer.connections.items():
         inner = _innermost(handler)
@@ -211,12 +277,14 @@ def waiting(layer: HttpLayer, *, from_client: bool) -> int | None:
         if isinstance(inner, Http1Connection):
             if inner.state != inner.passthrough and len(inner.buf) > MAX_BUFFERED:
                 return None
+        elif connection.state is ConnectionState.CLOSED:
+            continue  # what waits for one that is gone waits for nothing
         elif isinstance(inner, Http2Connection) and to_client is not from_client:
             held += sum(len(piece.data) for pieces in inner.h2_conn.stream_buffers.values() for piece in pieces)
             if isinstance(inner, Http2Client):
                 held += sum(_size(event) for queue in inner.stream_queue.values() for event in queue)
     kind = RequestData if from_client else ResponseData
-    for stream in layer.streams.values():
+    for stream in layer.streams.values() if unread else ():
         held += sum(_size(event) for event in stream._paused_event_queue if isinstance(event, kind))
     return held
 

@@ -1,12 +1,16 @@
-"""Replaces byte strings in a stream, across its chunks' borders, holding back only what may be one's beginning."""
+"""Replaces byte strings in a stream, across its chunks' borders, holding back only what may be one's beginning.
+
+Somebody may choose both what is looked for and what it is looked for in, so that a part of it stands at every place.
+So no step of Python is for a place where nothing stands, and `bytes.find` looks for whole needles: its time is linear.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import heapq
+from collections.abc import Callable, Mapping
 
-_HEAD = 4  # bytes of which the search's automaton is made: it must be made fast, however long and many needles are
-_FEW = 64  # heads that are sooner looked for one by one
+_HEAD = 4  # bytes of a needle that must be at the end of what is here before the rest of it is waited for
+_TRIES = 64  # places where it may begin; the next one is waited for without looking
 
 
 class Replacements:
@@ -21,11 +25,18 @@ class Replacements:
             for needle, new in pairs.items()
         }
         self._head = min(_HEAD, min(map(len, pairs), default=_HEAD))
-        self._needles: dict[bytes, list[bytes]] = {}
-        for needle in sorted(pairs, key=len, reverse=True):
-            self._needles.setdefault(needle[: self._head], []).append(needle)
-        self._pattern = re.compile(_any_of(self._needles), re.DOTALL)
-        self._beginnings = {head[:length] for head in self._needles for length in range(1, self._head)}
+        # Where one stands that begins with another, the other stands as well: only that one is looked for
+        self._roots: dict[bytes, list[bytes]] = {}
+        self._heads: dict[bytes, list[bytes]] = {}
+        root = b""
+        for needle in sorted(pairs):
+            if not root or not needle.startswith(root):
+                root = needle
+            self._roots.setdefault(root, []).append(needle)
+            self._heads.setdefault(needle[: self._head], []).append(needle)
+        for needles in (*self._roots.values(), *self._heads.values()):
+            needles.sort(key=len, reverse=True)
+        self._beginnings = {head[:length] for head in self._heads for length in range(1, self._head)}
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
@@ -42,49 +53,42 @@ class Replacements:
     def _run(self, data: bytes, *, goes_on: bool) -> tuple[bytes, bytes]:
         out: list[bytes] = []
         done = 0
-        for place in self._candidates(data):
-            if place < done:
-                continue
-            needles = self._needles[data[place : place + self._head]]
-            if goes_on and _may_become(data, place, needles):
-                return b"".join([*out, data[done:place]]), data[place:]
-            found = next((needle for needle in needles if data.startswith(needle, place)), None)
-            if found is not None:
-                out += data[done:place], self._pairs[found]
-                done = place + len(found)
-        end = len(data)
-        if goes_on:
-            last = range(max(done, end - self._head + 1), end)
-            end = next((place for place in last if data[place:] in self._beginnings), end)
+        end = self._may_begin(data, 0) if goes_on else len(data)
+        found = [(place, root) for root in self._roots if (place := data.find(root)) != -1]
+        heapq.heapify(found)
+        while found and found[0][0] < end:
+            place, root = found[0]
+            if place >= done:
+                needle = next(needle for needle in self._roots[root] if data.startswith(needle, place))
+                out += data[done:place], self._pairs[needle]
+                done = place + len(needle)
+                if done > end:
+                    end = self._may_begin(data, done)
+            if (place := data.find(root, done)) != -1:
+                heapq.heapreplace(found, (place, root))
+            else:
+                heapq.heappop(found)
         if not done and end == len(data):
             return data, b""
         return b"".join([*out, data[done:end]]), data[end:]
 
-    def _candidates(self, data: bytes) -> Iterator[int]:
-        """Every place where a needle's head stands, in order."""
-        if not self._pairs or (len(self._needles) <= _FEW and not any(head in data for head in self._needles)):
-            return
-        found = self._pattern.search(data)
-        while found is not None:
-            yield found.start()
-            found = self._pattern.search(data, found.start() + 1)
-
-
-def _may_become(data: bytes, place: int, needles: Iterable[bytes]) -> bool:
-    """Whether all that is left from there on is the beginning of something longer."""
-    left = len(data) - place
-    return any(len(needle) > left and needle.startswith(data[place:]) for needle in needles)
-
-
-def _any_of(heads: Iterable[bytes]) -> bytes:
-    """A pattern for strings of one length, in which each byte is looked at once."""
-    followers: dict[bytes, list[bytes]] = {}
-    for head in heads:
-        if head:
-            followers.setdefault(head[:1], []).append(head[1:])
-    if not followers:
-        return b""
-    return b"(?:" + b"|".join(re.escape(first) + _any_of(rest) for first, rest in followers.items()) + b")"
+    def _may_begin(self, data: bytes, start: int) -> int:
+        """A place behind which no needle begins that is not here as a whole, as far behind as is soon said."""
+        end = least = len(data)
+        for head, needles in self._heads.items():
+            place = data.find(head, max(start, end - len(needles[0]) + 1))
+            tries = 0
+            while 0 <= place < least:
+                left = end - place
+                if tries == _TRIES or any(len(one) > left and data.endswith(one[:left]) for one in needles):
+                    least = place
+                else:
+                    tries += 1
+                    place = data.find(head, place + 1)
+        for place in range(max(start, end - self._head + 1), least):
+            if data[place:] in self._beginnings:
+                return place
+        return least
 
 
 class Stream:

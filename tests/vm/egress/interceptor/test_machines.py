@@ -78,7 +78,7 @@ async def test_machines_take_turns_however_many_connections_one_has(scene: Scene
                 came[whose] += len(data)
 
     for whose in (scene, neighbour):
-        await whose.tell(secret())
+        await whose.tell(*(secret(value=f"{number}{VALUE}", name=f"T{number}") for number in range(20)))
     async with scene.serving(endless) as server, asyncio.timeout(60):
         all_of_them = [scene] * 16 + [neighbour]
         downloads = [asyncio.ensure_future(download(one, server.port)) for one in all_of_them]
@@ -93,6 +93,36 @@ async def test_machines_take_turns_however_many_connections_one_has(scene: Scene
                 one.cancel()
             await asyncio.wait(downloads)
     assert 0.3 < came[neighbour] / came.total() < 0.7, came
+
+
+async def test_a_neighbour_is_served_while_an_answer_becomes_much(scene: Scene, neighbour: Scene) -> None:
+    """A packed one, a hundred times as long as it is, that looks like a value everywhere; nobody ends for it."""
+    packer = zlib.compressobj(wbits=31)
+    parts = [packer.compress(random.randbytes(2000).hex().encode() + b"a" * 400_000) for _ in range(100)]
+    packed = b"".join([*parts, packer.flush()])
+    came, size = 0, 100 * 404_000
+
+    async def download(port: int) -> None:
+        nonlocal came
+        async with scene.talking(API, port) as (reader, writer):
+            writer.write(request("GET /", f"Host: {API}"))
+            while came < size and (data := await reader.read(2**20)):
+                came += len(data)
+
+    await scene.tell(secret(value="aaaaaaaab"))
+    await neighbour.tell(secret())
+    pids = [one.process.pid for one in scene.interceptors._processes]
+    head = f"200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}"
+    async with scene.serving(answering(head, packed)) as much, neighbour.serving() as server, asyncio.timeout(60):
+        downloading = asyncio.ensure_future(download(much.port))
+        while not came:
+            await asyncio.sleep(0)
+        assert (await neighbour.ask(server.port)).status == 200
+        assert came < size, "the answer was there as a whole before the neighbour's"
+        await neighbour.tell(secret())
+        await downloading
+    assert came >= size
+    assert [one.process.pid for one in scene.interceptors._processes] == pids
 
 
 async def test_an_authority_of_a_company_is_trusted_where_the_administrator_says_so(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import itertools
 import os
+import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address
+from types import FrameType
+from typing import Any
 
 import brotli
 import pytest
@@ -18,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests.vm.egress.interceptor.scene import placeholder, secret
 from vm.egress.handover import HandOver, head, read_head
-from vm.egress.interceptor.bodies import RequestBody, whole
+from vm.egress.interceptor.bodies import AnswerBody, RequestBody, whole
 from vm.egress.interceptor.budget import Budget, Held
 from vm.egress.interceptor.coding import Decoding, Undecodable
 from vm.egress.interceptor.forms import forms
@@ -48,6 +53,82 @@ def test_cuts_change_nothing(found: list[bytes], data: bytes, places: list[int])
         fed += len(piece)
         assert len(stream._held) < max(map(len, found))
     assert out + stream.end() == replacements.whole(data)
+
+
+def replaced_by_hand(pairs: Mapping[bytes, bytes], data: bytes) -> bytes:
+    """What must come of it: at each place the longest that stands there, and on behind it."""
+    out, place = b"", 0
+    while place < len(data):
+        found = max((one for one in pairs if data.startswith(one, place)), key=len, default=b"")
+        out += pairs[found] if found else data[place : place + 1]
+        place += len(found) or 1
+    return out
+
+
+def fed(replacements: Replacements, data: bytes, places: Iterable[int]) -> bytes:
+    """The same in pieces, cut at those places."""
+    stream = Stream(lambda: replacements)
+    return b"".join(stream.feed(piece) for piece in cut(data, places)) + stream.end()
+
+
+repeated = st.builds(lambda one, times: one * times, st.text("ab", min_size=1, max_size=3), st.integers(1, 90))
+alike = st.lists(repeated, min_size=1, max_size=3).map(lambda parts: "".join(parts).encode())
+
+
+@given(
+    st.lists(alike, min_size=1, max_size=6, unique=True),
+    st.lists(st.one_of(alike, st.text("abc", max_size=9).map(str.encode)), max_size=6).map(b"".join),
+    st.lists(st.integers(0, 1000), max_size=20),
+)
+def test_what_is_replaced_is_what_must_be(found: list[bytes], data: bytes, places: list[int]) -> None:
+    """Also where all of it looks like the beginning of everything, in hundreds of places."""
+    pairs = {one: b"<%d>" % number for number, one in enumerate(found)}
+    replacements = Replacements(pairs)
+    assert replacements.whole(data) == fed(replacements, data, places) == replaced_by_hand(pairs, data)
+
+
+@given(st.data(), st.lists(st.text(min_size=4, max_size=30), min_size=1, max_size=3), st.lists(st.integers(0, 5000)))
+def test_every_spelling_is_replaced_wherever_a_stream_is_cut(
+    data: st.DataObject, values: list[str], at: list[int]
+) -> None:
+    """Of several values, among parts of them."""
+    with suppress(UnicodeEncodeError):
+        pairs = {form: b"<%d>" % number for number, value in enumerate(values) for form in forms(value)}
+        spelled = st.sampled_from(sorted(pairs)) if pairs else st.binary(max_size=3)
+        part = st.builds(lambda one, length: one[:length], spelled, st.integers(0, 60))
+        text = b"".join(data.draw(st.lists(st.one_of(spelled, part, st.binary(max_size=9)), max_size=9)))
+        assert fed(Replacements(pairs), text, at) == replaced_by_hand(pairs, text)
+
+
+@pytest.mark.parametrize(
+    ("found", "data"),
+    [
+        (["a" * 8 + "b"], "a"),
+        (["a" * 60_000 + "b", "a" * 59_000 + "c"], "a"),
+        (["a" * 4000 + "b"], "a" * 80 + "c"),
+        ([f"{'a' * 8}{number}" for number in range(100)], "a"),
+        ([f"{'a' * 8}{number}" for number in range(100)], "a" * 8 + "x"),
+    ],
+)
+def test_what_only_looks_like_a_beginning_costs_no_steps(found: list[str], data: str) -> None:
+    """A megabyte of it, in pieces: some steps for each piece and for each of what is looked for, none for a place."""
+    replacements = Replacements({one.encode(): b"<found>" for one in found})
+    pieces = [(data * 2**20).encode()[place : place + 2**16] for place in range(0, 2**20, 2**16)]
+    stream, steps = Stream(lambda: replacements), 0
+
+    def count(_frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        out = [stream.feed(piece) for piece in pieces]
+    finally:
+        sys.settrace(before)
+    assert b"".join(out) + stream.end() == b"".join(pieces)
+    assert steps < len(pieces) * (1000 + 50 * len(found))
 
 
 def test_nothing_is_held_back_without_reason() -> None:
@@ -198,10 +279,14 @@ def test_what_is_held_counts_for_a_machine_and_for_all_until_it_is_given_back() 
     for _ in range(2):
         first.give("a")
     assert second.take("d", 6)
+    assert [second.keep("d", count) for count in (8, 5, 2, 7, 9)] == [False, True, True, False, False]
+    assert [one.held for one in machines] == [2, 4]
+    assert second.keep("d", 6)
     for _ in range(2):
         first.close()
         second.close()
     assert (all_of_them.held, [one.held for one in machines]) == (0, [0, 0])
+    assert not first.take("late", 1)
 
 
 def test_a_head_with_values_in_it_has_a_bound() -> None:
@@ -222,12 +307,45 @@ def test_a_body_becomes_not_much_longer_with_values_in_it() -> None:
     token = secret(value="v" * 65_536, places=("body",))
     mark = token.placeholder.encode()
     replacements = in_body("", [token])
-    assert whole(RequestBody(lambda: replacements, lambda found: None), mark) == b"v" * 65_536
+    filled = whole(RequestBody(lambda: replacements, lambda found: None), mark, Pace(), lambda count: True)
+    assert asyncio.run(filled) == b"v" * 65_536
     body, made = RequestBody(lambda: replacements, lambda found: None), 0
     with pytest.raises(Undecodable, match="much longer"):  # noqa: PT012
         for piece in body.feed(mark * 18_000):
             made += len(piece)
     assert made < 20 * 2**20
+
+
+class Pace:
+    """Counts how often others had their turn."""
+
+    def __init__(self) -> None:
+        self.rests = 0
+
+    def worked(self, seconds: float) -> None:
+        pass
+
+    async def rest(self) -> None:
+        self.rests += 1
+
+
+def test_others_have_their_turn_while_a_body_becomes_much() -> None:
+    """Behind each part of what one piece becomes; and what it becomes is counted."""
+    pace, taken = Pace(), []
+
+    def take(count: int) -> bool:
+        taken.append(count)
+        return sum(taken) <= 2**23
+
+    def body() -> AnswerBody:
+        return AnswerBody(lambda: Replacements({b"aaaaaaaab": b"x"}), Decoding("gzip"), grpc=False)
+
+    packed = gzip.compress(b"a" * 2**22)
+    assert asyncio.run(whole(body(), packed, pace, take)) == b"a" * 2**22
+    assert pace.rests >= 8
+    assert sum(taken) == 2**22 - len(packed)
+    with pytest.raises(Undecodable, match="under way"):
+        asyncio.run(whole(body(), gzip.compress(b"a" * 3 * 2**21), pace, take))
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.lists(st.integers(0, 300), max_size=20))
