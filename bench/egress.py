@@ -12,13 +12,13 @@ import os
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from bench.report import Number, median
-from bench.shared import shared
+from bench.shared import FLOOD, shared
 from bench.spliced import spliced
-from tests.vm.egress.interceptor.scene import API, Got, Scene, hello, read_answer, request, secret
+from tests.vm.egress.interceptor.scene import API, Got, Scene, endless, hello, read_answer, request, secret
 from vm.node.interceptors import CHECKOUT
 
 RUNS = 5
@@ -26,6 +26,7 @@ CONNECTIONS, REQUESTS = 12, 60
 PROCESSES = 3
 IDLE = 1000
 SIZE = 60 * 2**20
+BESIDE = 12 * 2**20  # bytes of the download beside others
 _TICK = os.sysconf("SC_CLK_TCK")
 
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -38,7 +39,9 @@ def egress() -> list[Number]:
     with tempfile.TemporaryDirectory(prefix="atoll-bench-egress-") as place:
         numbers += asyncio.run(_measured(Path(place)))
     with tempfile.TemporaryDirectory(prefix="atoll-bench-egress-") as place:
-        return [*numbers, asyncio.run(_scaled(Path(place)))]
+        numbers.append(asyncio.run(_scaled(Path(place))))
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-egress-") as place:
+        return [*numbers, asyncio.run(_beside(Path(place)))]
 
 
 async def _measured(place: Path) -> list[Number]:
@@ -122,6 +125,74 @@ async def _scaled(place: Path) -> Number:
         "one of them",
         at_least=0.8 * PROCESSES,
     )
+
+
+async def _beside(place: Path) -> Number:
+    """What a flood of one machine's leaves another's download of an interceptor's time."""
+    scene = Scene(place)
+    await scene.start()
+    alone, many = [], []
+    (place / "theirs").mkdir()
+    try:
+        with scene.beside(place / "theirs") as theirs:
+            for whose in (scene, theirs):
+                await whose.tell(secret(value="a-key-of-the-usual-length-0123456789abcdef"))
+            async with scene.serving(endless) as server:
+                for _ in range(RUNS):
+                    alone.append(await _download(scene, server.port))
+                    async with _flood(theirs, server.port):
+                        many.append(await _download(scene, server.port))
+    finally:
+        await scene.close()
+    return Number(
+        f"a download beside {FLOOD} of another sandbox, intercepted",
+        median(many),
+        "MB per core and second",
+        median(alone),
+        "alone",
+        at_least=0.45,
+        note="half is the fair share, of which many connections cost a little",
+    )
+
+
+async def _download(scene: Scene, port: int) -> float:
+    """MB of a download for each second of the interceptor's processor time, whoever it was for."""
+    pid = scene.interceptors._processes[0].process.pid
+    reader, writer = await scene.connect(API, port)
+    await writer.start_tls(scene.trusting("http/1.1"), server_hostname=API)
+    writer.write(request("GET /", f"Host: {API}"))
+    got = len(await reader.read(2**20))
+    before, begun = _processor(pid), got
+    while got - begun < BESIDE:
+        got += len(await reader.read(2**20))
+    writer.transport.abort()
+    return (got - begun) / 1e6 / (_processor(pid) - before)
+
+
+@asynccontextmanager
+async def _flood(scene: Scene, port: int) -> AsyncIterator[None]:
+    """So many downloads, all of which have begun."""
+    begun = [asyncio.Event() for _ in range(FLOOD)]
+
+    async def download(one: asyncio.Event) -> None:
+        reader, writer = await scene.connect(API, port)
+        await writer.start_tls(scene.trusting("http/1.1"), server_hostname=API)
+        writer.write(request("GET /", f"Host: {API}"))
+        await reader.readuntil(b"\r\n\r\n")
+        one.set()
+        with suppress(OSError):
+            while await reader.read(2**20):
+                pass
+
+    downloads = [asyncio.ensure_future(download(one)) for one in begun]
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(one.wait() for one in begun))
+        yield
+    finally:
+        for one in downloads:
+            one.cancel()
+        await asyncio.wait(downloads)
 
 
 async def _answer(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

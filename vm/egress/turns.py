@@ -63,9 +63,11 @@ class Share:
 class Turns:
     """All shares of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks: int = 1) -> None:
+        """Who passed something is waited for while the loop looks so often: what he passes next may come by a task."""
+        self._looks = looks
         self._lately: dict[Share, float] = {}
-        self._stirring: set[Share] = set()
+        self._stirring: dict[Share, int] = {}
         self._looking: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -76,7 +78,7 @@ class Turns:
     def saw(self, share: Share) -> None:
         """It passes something."""
         self._lately[share] = time.monotonic()
-        self._stirring.add(share)
+        self._stirring[share] = self._looks
         loop = asyncio.get_running_loop()
         if self._looking is not loop:
             self._looking = loop
@@ -85,7 +87,7 @@ class Turns:
     def _look(self) -> None:
         # Runs before what the loop has found to be read since: so it sees one whole look of the loop's
         going_on = any(share.used < QUANTUM for share in self._stirring)
-        self._stirring.clear()
+        self._stirring = {share: looks - 1 for share, looks in self._stirring.items() if looks > 1}
         if not going_on:
             before = time.monotonic() - _LATELY
             for share, seen in list(self._lately.items()):

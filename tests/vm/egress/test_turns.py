@@ -50,6 +50,24 @@ async def test_who_has_had_his_turn_waits_while_others_have_theirs() -> None:
             await asyncio.sleep(0)
 
 
+async def test_who_passes_something_now_and_then_keeps_his_turn() -> None:
+    """Where the loop looks several times until a task passes on what came, the turn is not over in between."""
+    turns = Turns(3)
+    greedy, modest = Share(turns), Share(turns)
+    readers, other = [_Reader() for _ in range(20)], _Reader()
+    modest.spend(other, 100)
+    for reader in readers:
+        greedy.spend(reader, QUANTUM // 8)
+    for _ in range(10):
+        modest.spend(other, 100)
+        for _ in range(2):
+            await asyncio.sleep(0)
+            assert not readers[-1].reads
+    async with asyncio.timeout(5):
+        while not all(reader.reads for reader in readers):
+            await asyncio.sleep(0)
+
+
 async def test_a_reader_that_is_gone_is_not_let_go_on() -> None:
     """Its share forgets it."""
     turns = Turns()

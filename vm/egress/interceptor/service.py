@@ -34,6 +34,7 @@ _SAYING = 5.0  # seconds in which whoever connects must say who he is
 _KEPT = 10_000  # records of requests that wait for the node
 _SHARE = 2_000  # of these, of one machine: the others' must not be lost for its flood
 _BACKLOG = 1024
+_LOOKS = 3  # of the loop's, in which what came for a connection is taken by its task, looked through and passed on
 _PIECE = 65_536
 
 
@@ -48,7 +49,7 @@ class Service:
         self._verifying: Verifying | None = None
         self._hooks = Hooks()
         self._resting = 0.0
-        self._turns = Turns()
+        self._turns = Turns(_LOOKS)
         self._passages: deque[tuple[str, Passage]] = deque()
         self._waiting: Counter[str] = Counter()
         self._lost = 0

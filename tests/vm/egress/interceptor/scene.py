@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import random
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -122,6 +124,19 @@ def answering(head: str, *pieces: bytes, close: bool = False) -> Reply:
     return reply
 
 
+async def endless(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An answer that never ends, of which the interceptor has far more work than we have: it packs it anew."""
+    packer = zlib.compressobj(wbits=31)
+    piece = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(random.randbytes(40_000).hex().encode()) + packer.flush(zlib.Z_FULL_FLUSH)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        await writer.drain()
+        await asyncio.sleep(0)  # to hear that the other end is gone
+        piece = again
+
+
 async def read_request(reader: asyncio.StreamReader) -> Got:
     head = await reader.readuntil(b"\r\n\r\n")
     line, *rest = head[:-4].split(b"\r\n")
@@ -223,6 +238,19 @@ class Scene:
             original=lambda sock: self._wanted.pop(0),
         )
         self.gate.open()
+
+    @contextmanager
+    def beside(self, place: Path) -> Iterator[Scene]:
+        """Another machine's gate before the same interceptors; what they say of it is heard here."""
+        made = Scene(place)
+        made.authority, made.ca, made.interceptors = self.authority, self.ca, self.interceptors
+        made.open()
+        try:
+            yield made
+        finally:
+            made.gate.close()
+            made._upstream.close()
+            made.interceptors.forget(made.token)
 
     async def close(self) -> None:
         self.gate.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.vm.egress.interceptor.scene import API, VALUE, Got, Scene, answering, request, secret
+from tests.vm.egress.interceptor.scene import API, VALUE, Scene, answering, endless, request, secret
 from vm.egress.journal import Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,12 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(loop_scope="module")
 async def neighbour(scene: Scene, tmp_path: Path) -> AsyncIterator[Scene]:
     """Another machine's gate before the same interceptor; what that says is heard by `scene`."""
-    made = Scene(tmp_path)
-    made.authority, made.ca, made.interceptors = scene.authority, scene.ca, scene.interceptors
-    made.open()
-    yield made
-    made.gate.close()
-    made.interceptors.forget(made.token)
+    with scene.beside(tmp_path) as made:
+        yield made
 
 
 async def test_another_machine_s_placeholder_means_nothing(scene: Scene, neighbour: Scene) -> None:
@@ -53,18 +49,6 @@ async def test_a_machine_s_answers_say_nothing_of_another_s_secrets(scene: Scene
     async with scene.serving(answering(f"200 OK\r\nContent-Length: {len(body)}", body)) as server:
         assert (await scene.ask(server.port, host=API)).body == body
         assert (await neighbour.ask(server.port, host=API)).body == theirs.placeholder.encode()
-
-
-async def endless(got: Got, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """An answer that never ends, of which the interceptor has far more work than we have: it packs it anew."""
-    packer = zlib.compressobj(wbits=31)
-    piece = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
-    again = packer.compress(random.randbytes(40_000).hex().encode()) + packer.flush(zlib.Z_FULL_FLUSH)
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while True:
-        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-        await writer.drain()
-        piece = again
 
 
 async def test_machines_take_turns_however_many_connections_one_has(scene: Scene, neighbour: Scene) -> None:
