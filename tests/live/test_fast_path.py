@@ -379,18 +379,28 @@ async def test_a_suspend_without_room_leaves_the_machine_running() -> None:
 
 
 async def test_the_node_sweeps_what_is_nobodys_while_it_runs(process: NodeProcess, node: Node) -> None:
-    """A layer, an image in memory, a socket and a tap from nowhere go within a minute; what is used stays."""
-    machine = secrets.token_hex(16)
+    """A layer, an image in memory, a socket, a tap and a namespace from nowhere go within a minute, and so does the
+    memory of a machine that has none; what is used stays, and what is no file of ours holds up nothing.
+    """
+    machine, rested = secrets.token_hex(16), secrets.token_hex(16)
     await boot(node, machine)
+    await boot(node, rested)
+    await node.machine_stop(rested)
     name = secrets.token_hex(16)
+    foreign = process.data / "disks" / "lost+found"  # as on a file system of its own
+    foreign.mkdir()
     scratch = Path("/dev/shm") / f"atoll-{process.tag}"
     found = [
         process.data / "disks" / f"{name}.qcow2",
         process.data / "run" / "agents" / f"{name}.sock",
         scratch / f"{name}.save",
+        process.data / "machines" / rested / "memory.save",
     ]
     for path in found:
         path.touch()
+    namespace = f"atoll-{process.tag}-{name}"
+    await asyncio.to_thread(run, ["ip", "netns", "add", namespace])
+    found.append(Path("/run/netns") / namespace)
     tap = f"t{process.tag}fffe"
     await asyncio.to_thread(run, ["ip", "tuntap", "add", "dev", tap, "mode", "tap"])
     until = time.monotonic() + 90
@@ -398,7 +408,8 @@ async def test_the_node_sweeps_what_is_nobodys_while_it_runs(process: NodeProces
         assert time.monotonic() < until, [path for path in found if path.exists()]
         await asyncio.sleep(1)
     assert await execute(node, machine, "echo", "fine") == (0, b"fine\n")
-    await gone(node, machine)
+    assert foreign.is_dir()
+    await gone(node, machine, rested)
 
 
 async def test_a_machine_whose_process_vanished_says_so(process: NodeProcess, node: Node) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vm.egress.hooks import (
+    MAX_CALL,
     Refused,
     Request,
     Response,
@@ -24,7 +25,7 @@ from vm.egress.hooks import (
     response_to_json,
 )
 from vm.host.confine import undumpable
-from vm.node.wire import MAX_RECORD, read_record_of, record
+from vm.node.wire import read_record_of, record
 
 _MEMORY = 2**30  # bytes of addresses
 _REASON = 200  # characters
@@ -42,7 +43,7 @@ def _answered(hook: Callable[..., Any], asked: dict[str, Any]) -> bytes:
     """The record to say; whatever goes wrong is said too, since this process serves others as well."""
     try:
         said = record(_called(hook, asked))
-        return said if len(said) <= MAX_RECORD else record({"failed": "it returned too much"})
+        return said if len(said) <= MAX_CALL else record({"failed": "it returned too much"})
     except Refused as refused:
         return record({"refused": str(refused)[:_REASON]})
     except Exception as error:

@@ -23,6 +23,8 @@ type Headers = tuple[tuple[str, str], ...]
 
 MAX_BODY = 2**20
 """Bytes of a body that a hook is given as a whole, and may give back."""
+MAX_CALL = 4 * 2**20
+"""Bytes of JSON that one call of a hook is told, and may return."""
 FRAMING = frozenset(
     b"connection content-encoding content-length expect host http2-settings keep-alive proxy-connection te trailer "
     b"transfer-encoding upgrade".split()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vm.egress.hooks import (
+    MAX_CALL,
     Hook,
     Request,
     Response,
@@ -76,7 +77,7 @@ class _Process:
             require_showable(request if response is None else response)
             said = response_to_json(response) if response is not None else None
             asked = wire.record({"request": request_to_json(request), "response": said})
-            if len(asked) > wire.MAX_RECORD:
+            if len(asked) > MAX_CALL:
                 raise ValueError("it would be shown more than 4 MiB")
         except ValueError as error:
             raise HookDenied(f"the hook {self.hook.call} cannot be asked: {error}") from None
