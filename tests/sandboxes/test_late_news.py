@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -54,7 +55,8 @@ async def test_a_start_whose_process_died(home: Team, node: FakeNode) -> None:
     """Its cause is that, not the stop of the run before; a fork that once ran stays and can be started."""
     original = await workspace_of(home)
     fork = await suspension.sandbox_fork(sandbox=original, actor=home.member)
-    await lifecycle.sandbox_follow(sandbox=fork, info=await node.machine_get(fork.machine))
+    following = [task for task in asyncio.all_tasks() if task.get_name() == f"fork {fork.public_id}"]
+    await asyncio.gather(*following)
     await lifecycle.sandbox_stop(sandbox=fork, actor=home.member, beside=False)
     await in_thread(lifecycle.sandbox_start, sandbox=fork, actor=home.member)
     long_ago = timezone.now() - timedelta(minutes=5)
