@@ -7,7 +7,8 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || printf 's
 # `make bench tti` measures that alone
 MEASURED := $(if $(filter bench,$(MAKECMDGOALS)),$(filter-out bench,$(MAKECMDGOALS)))
 
-# Emulated machines share a host with whoever else is on it: what fails there is tried once more, and listed as RERUN
+# Emulated machines, and processes beside each other, share a host with whoever else is on it: what fails is tried once
+# more, and listed as RERUN
 AGAIN := --reruns 1 -rR
 
 .PHONY: up down env doctor login-link disk disk-clean test lint bench soak screenshot $(MEASURED)
@@ -38,8 +39,8 @@ disk-clean:        ## remove what nothing needs any more
 
 test:              ## install what tests need and run the whole suite
 	@$(ROOT) sh vm/host/bootstrap.sh test
-	@$(ROOT) $(PYTHON) -m pytest -q -n 3 --database=postgres tests/sandboxes tests/ide/rpc
-	@$(ROOT) $(PYTHON) -m pytest -q -n 4 -m "not live and not browser and not sdk"
+	@$(ROOT) $(PYTHON) -m pytest -q -n 3 $(AGAIN) --database=postgres tests/sandboxes tests/ide/rpc
+	@$(ROOT) $(PYTHON) -m pytest -q -n 4 $(AGAIN) -m "not live and not browser and not sdk"
 	@$(ROOT) $(PYTHON) -m pytest -n 2 --dist loadfile $(AGAIN) -m "(live or sdk) and not browser"
 	@$(ROOT) $(PYTHON) -m pytest -n 2 --dist loadfile $(AGAIN) -m browser
 
