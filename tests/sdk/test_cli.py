@@ -274,10 +274,14 @@ def test_secrets(cli: Cli, sandbox: str) -> None:
     assert b"no value" in cli.run("secrets", "create", "X", "--host", "a.example", status=1)[1]
 
 
-def test_places_and_labels_of_secrets(cli: Cli, sandbox: str) -> None:
+def test_places_and_labels_of_secrets(cli: Cli, sandbox: str, server: Server) -> None:
     """As on the page: where in a request it may stand, and which of the organization's sandboxes have it."""
     name = f"CLI_{os.urandom(4).hex().upper()}"
     create = ("secrets", "create", name, "--host", "api.example.com", "--place", "query", "--label", "team=cli")
+    if server.kind == "real":
+        # The token that `make up` prints may not change what is the organization's
+        cli.run(*create, given=b"v4lue", status=5)
+        return
     made = cli.run(*create, given=b"v4lue")[0].decode().strip()
 
     def shown() -> dict[str, Any]:
