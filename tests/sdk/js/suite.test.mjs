@@ -8,9 +8,11 @@ import { after, before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client, KillController, Sandbox, SandboxCommandError } from "@deno/sandbox";
 
+// What an earlier run left is listed for a day
+const suite = `javascript-${randomBytes(4).toString("hex")}`;
 let sandbox;
 before(async () => {
-  sandbox = await Sandbox.create({ env: { GREETING: "hello" }, labels: { suite: "javascript" } });
+  sandbox = await Sandbox.create({ env: { GREETING: "hello" }, labels: { suite } });
 });
 after(async () => {
   await sandbox.close();
@@ -424,7 +426,7 @@ test("timeouts, reconnecting, extending, killing", async () => {
 });
 
 test("the list can be filtered by labels", async () => {
-  const list = await new Client().sandboxes.list({ labels: { suite: "javascript" } });
+  const list = await new Client().sandboxes.list({ labels: { suite } });
   assert.deepEqual(list.map((item) => item.id), [sandbox.id]);
 });
 
