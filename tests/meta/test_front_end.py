@@ -38,7 +38,7 @@ def test_the_lock_names_packages_and_not_where_they_come_from() -> None:
 def test_every_stage_of_a_start_has_a_sentence() -> None:
     """The page names the node's stages as the node does; a renamed one would be shown as a bare word."""
     node = "".join(path.read_text() for path in (CHECKOUT / "vm" / "node").glob("*.py"))
-    timed = re.findall(r'(?:_stage\(record, |_timed\(record, |stages\[|stages = \{)"(\w+)"', node)
+    timed = re.findall(r'(?:_stage\(record, |timed\(record, |stages\[|stages = \{)"(\w+)"', node)
     page = (FRONTEND / "src" / "core" / "timeline.ts").read_text()
     named = re.search(r"const STAGES[^{]*\{(.*?)\};", page, re.DOTALL)
     assert named is not None

@@ -30,7 +30,7 @@ _KILLED: dict[Killed | None, tuple[StopReason, str]] = {
     Killed.BY_ITS_LIMIT: (StopReason.MEMORY_LIMIT, "QEMU reached its memory limit on the host, whose kernel ended it"),
     Killed.BY_THE_HOST: (StopReason.HOST_OUT_OF_MEMORY, "the host ran out of memory, and its kernel ended QEMU"),
 }
-_TRIES = 20
+_TRIES = 20  # to break off a save, half a second each
 _SHUTDOWN_PATIENCE = 10.0  # seconds a guest has to write what is dirty: it may be somebody's work
 
 

@@ -16,12 +16,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vm.api import Origin
 from vm.background import spawn
@@ -44,6 +43,7 @@ from vm.node.lanes import SAVING, Lanes, TooSlow
 from vm.node.randomness import renew
 from vm.node.records import Names, Record
 from vm.node.scribe import Scribe
+from vm.node.stages import side_by_side, timed, together
 from vm.storage.images import image_find
 from vm.storage.layout import BodyId, LayerId, Layout, private_directory
 from vm.storage.qcow2 import overlay_create, sync
@@ -101,8 +101,8 @@ class Starter:
             undo.push_async_callback(self._undo, record)
             image = self._layout.memory(record.machine) if record.origin is Origin.RESUME else self._image(record)
             copying = [self._stage(record, "image", self._copy)] if record.origin is Origin.CLONE else []
-            with _side_by_side(record, "image", "disk"):
-                await _together(self._stage(record, "disk", self._disk), *copying)
+            with side_by_side(record, "image", "disk"):
+                await together(self._stage(record, "disk", self._disk), *copying)
             try:
                 await self._bring(
                     record, self._create if record.origin is Origin.COLD else partial(self._restore, image)
@@ -114,7 +114,7 @@ class Starter:
             if record.machine:
                 # Before its processor runs; what is nobody's yet has a door that is shut
                 self._doors.open(record)
-            with _timed(record, "agent"):
+            with timed(record, "agent"):
                 channel = self.channel(record.body, changed)
                 undo.push_async_callback(channel.close)
                 if record.origin is Origin.RESUME:
@@ -248,8 +248,8 @@ class Starter:
                 await asyncio.to_thread(over.wait)
             await self._stage(record, "tap", partial(self._enclose, over))
 
-        with _side_by_side(record, "domain", "network", "tap"):
-            await _together(domain(), around())
+        with side_by_side(record, "domain", "network", "tap"):
+            await together(domain(), around())
 
     def _network(self, record: Record) -> None:
         namespace_create(
@@ -260,7 +260,7 @@ class Starter:
         # What has nothing to do with libvirt goes on beside it
         lane = self._names.of(record.body) if name == "domain" else f"{record.body}/{name}"
         try:
-            with _timed(record, name):
+            with timed(record, name):
                 await self._lanes.run(lane, lambda: work(record), deadline=deadline)
         finally:
             if "/" in lane:
@@ -443,7 +443,7 @@ class Starter:
 
     async def introduce(self, record: Record, channel: Channel) -> None:
         """Tell the agent of a machine that has just come up what it must know before anybody is let in."""
-        with _timed(record, "identity"):
+        with timed(record, "identity"):
             if record.origin is Origin.RESUME:
                 async with asyncio.timeout(30):
                     await ask(channel, "wake", {"time": time.time(), "entropy": _entropy()}, early=True)
@@ -473,32 +473,3 @@ def authorities(config: NodeConfig, layout: Layout) -> list[str]:
 
 def _entropy() -> str:
     return base64.b64encode(secrets.token_bytes(64)).decode()
-
-
-async def _together(*steps: Coroutine[Any, Any, None]) -> None:
-    """Take steps side by side; all of them have ended when the first failure is raised."""
-    results = await asyncio.gather(*steps, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-
-
-@contextmanager
-def _side_by_side(record: Record, *names: str) -> Iterator[None]:
-    """Stages that overlap: each keeps only what it took beyond those before it, so that a sum of stages is true."""
-    began = time.monotonic()
-    yield
-    left = time.monotonic() - began
-    for name in names:
-        if name in record.stages:
-            record.stages[name] = round(min(record.stages[name], left), 4)
-            left = max(0.0, left - record.stages[name])
-
-
-@contextmanager
-def _timed(record: Record, name: str) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        record.stages[name] = round(time.monotonic() - began, 4)
