@@ -122,11 +122,11 @@ async def test_the_image_knows_where_its_kernel_has_its_random_numbers(process: 
 async def test_a_fork_that_never_had_its_turn_keeps_its_disk(process: NodeProcess) -> None:
     """Stopped while it waits to boot, it starts later with what the original's disk held at the moment of the fork."""
     node = process.client
-    original, fork, *others = (secrets.token_hex(16) for _ in range(4))
+    original, fork, *others = (secrets.token_hex(16) for _ in range(10))
     await boot(node, original)
     assert await execute(node, original, "sh", "-c", "echo one > state") == (0, b"")
     for other in others:
-        await node.machine_start(spec(other))  # no place is left
+        await node.machine_start(spec(other))  # no place is left, and none will be soon
     await node.machine_fork(original, spec(fork))
     assert (await node.machine_get(fork)).state is MachineState.QUEUED
     await node.machine_stop(fork)

@@ -325,6 +325,7 @@ class Machines:
             await asyncio.wait([*endings, *work], timeout=15)
         with suppress(VmError):
             await self.pool.close()
+        await self.starter.close()
         if self.starter.groups is not None:
             self.starter.groups.close()
         await self.doors.close()

@@ -40,6 +40,7 @@ from vm.node.asking import ask
 from vm.node.config import NodeConfig
 from vm.node.doors import Doors
 from vm.node.lanes import SAVING, Lanes, TooSlow
+from vm.node.process import qemu_end
 from vm.node.randomness import renew
 from vm.node.records import Names, Record
 from vm.node.scribe import Scribe
@@ -54,6 +55,7 @@ log = logging.getLogger("atoll.node")
 MAC = "52:54:00:a7:01:01"
 _HEADER_SPARE = 4096  # bytes: what another machine's names may be longer
 _TOLD_LATE = 10.0  # seconds after which libvirt tells nothing more of a domain's end
+_CLOSING = 1.0  # seconds that a QEMU may take to end by itself; libvirt then kills it
 _QUICK = 30.0  # seconds that a blocking step may take before it has failed
 
 
@@ -83,6 +85,7 @@ class Starter:
         self._scribe = scribe
         self._unasked: bool | None = None
         self.given_up: set[BodyId] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         # systemd's host: there the groups are libvirt's to make
         self._libvirt_bounds = bool(config.libvirt_uri) or Path("/run/systemd/system").exists()
         self.groups = None if self._libvirt_bounds else ControlGroups(names.prefix.rstrip("-"))
@@ -196,17 +199,39 @@ class Starter:
         return Channel(connect, changed=changed)
 
     async def release(self, record: Record) -> None:
-        """Give back all but the disk and a saved memory. Repeatable, also when only some of it was ever taken."""
+        """Give back all but the disk and a saved memory. Repeatable, also when only some of it was ever taken.
+
+        Of a domain whose process has ended nothing is left but libvirt's knowledge of it, which goes a moment later.
+        """
         self._doors.shut(record.body)
+        ended = False
         try:
-            await self._blocking(record, lambda: domains.domain_destroy(self._conn, self._names.of(record.body)))
+            name = self._names.of(record.body)
+            ended = await self._blocking(record, lambda: qemu_end(self._layout, name, _CLOSING))
+            if not ended:
+                await self._blocking(record, lambda: domains.domain_destroy(self._conn, name))
         finally:
             await self._blocking(record, lambda: self._network_gone(record))
             self._layout.agent(record.body).unlink(missing_ok=True)
             if self.groups is not None:
                 self.groups.release(record.body)
-            (self._layout.libvirt / "log" / "qemu" / f"{self._names.of(record.body)}.log").unlink(missing_ok=True)
-            self._lanes.forget(self._names.of(record.body))
+            leaving = spawn(self._leave(record, destroy=ended), name=f"leave {record.body}")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, record: Record, *, destroy: bool) -> None:
+        name = self._names.of(record.body)
+        try:
+            if destroy:
+                await self._blocking(record, lambda: domains.domain_destroy(self._conn, name))
+        finally:
+            # libvirt's last words are in it
+            (self._layout.libvirt / "log" / "qemu" / f"{name}.log").unlink(missing_ok=True)
+            self._lanes.forget(name)
+
+    async def close(self) -> None:
+        """Wait until libvirt has let go of what was released."""
+        await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def _undo(self, record: Record) -> None:
         # The memory of one that goes on is in its domain only: whatever failed since, and whoever waits no more
@@ -410,8 +435,8 @@ class Starter:
             bounds=self._bounds(record) if self._libvirt_bounds else None,
         )
 
-    async def _blocking(self, record: Record, work: Callable[[], None], *, deadline: float = _QUICK) -> None:
-        await self._lanes.run(self._names.of(record.body), work, deadline=deadline)
+    async def _blocking[T](self, record: Record, work: Callable[[], T], *, deadline: float = _QUICK) -> T:
+        return await self._lanes.run(self._names.of(record.body), work, deadline=deadline)
 
     # -- the agent
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,8 @@ from vm.libvirt import domains
 from vm.net.namespace import namespace_names, namespace_remove, tap_names, tap_remove
 from vm.node.keeper import Machine
 from vm.node.machines import Machines
+from vm.node.process import qemu_kill
 from vm.node.roster import RUNNING
-from vm.storage.layout import Layout
 
 log = logging.getLogger("atoll.node")
 _COMING = (MachineState.QUEUED, MachineState.STARTING)
@@ -100,7 +97,7 @@ def remove(machines: Machines, stray: Stray) -> None:
     log.info("removing the %s %s: it is nobody's", stray.kind, stray.name)
     if stray.kind == "domain":
         # libvirt may still hold on to one whose start was cut short; without its process it lets go
-        kill_qemu(machines.layout, stray.name)
+        qemu_kill(machines.layout, stray.name)
         domains.domain_destroy(machines.conn, stray.name)
     elif stray.kind == "namespace":
         machines.doors.unmade(machines.names.body(stray.name))
@@ -125,19 +122,6 @@ def sweep_all(machines: Machines, wanted: Expected) -> None:
     # Half-written files, memories of before, and disks that were to be merged: what they were for is there as it was
     for path in [*machines.layout.machines.glob("*/*.new"), *machines.layout.disks.glob("*.new")]:
         path.unlink(missing_ok=True)
-
-
-def kill_qemu(layout: Layout, name: str) -> None:
-    """Kill the process of the domain of that name, if there is one; never one that has its number by now."""
-    with suppress(OSError, ValueError):
-        pid = int((layout.libvirt / "run" / "qemu" / f"{name}.pid").read_text())
-        # Held while it is looked at: the number cannot become another process's before the kill
-        process = os.pidfd_open(pid)
-        try:
-            if f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-        finally:
-            os.close(process)
 
 
 async def sweep_for_ever(machines: Machines) -> None:

@@ -1,20 +1,26 @@
-"""The sweep kills the QEMU that a pid file is about, and never whoever has its number by now."""
+"""The QEMU that a pid file is about is ended, and never whoever has its number by now."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from vm.node.sweep import kill_qemu
+from vm.node.process import qemu_end, qemu_kill
 from vm.storage.layout import Layout
 
 NAME = "atoll-0a1b-" + "5" * 32
+type End = Callable[[Layout, str], object]
 type Begin = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+ENDS: list[End] = [qemu_kill, lambda layout, name: qemu_end(layout, name, 30)]
 
 
 @pytest.fixture
@@ -50,26 +56,49 @@ def pid_file(layout: Layout) -> Path:
 def test_the_process_of_that_name_is_killed(layout: Layout, begin: Begin) -> None:
     process = begin(f"guest={NAME},debug-threads=on")
     pid_file(layout).write_text(str(process.pid))
-    kill_qemu(layout, NAME)
+    qemu_kill(layout, NAME)
     assert process.wait(10) == -signal.SIGKILL
 
 
+def test_whoever_ends_it_waits_until_it_is_collected(layout: Layout, begin: Begin) -> None:
+    """Ended is not enough: what is left of it until somebody asked for its exit code is a process to libvirt."""
+    process = begin(f"guest={NAME},debug-threads=on")
+    pid_file(layout).write_text(str(process.pid))
+    collector = threading.Timer(0.3, process.wait)
+    collector.start()
+    assert qemu_end(layout, NAME, 30)
+    assert not Path(f"/proc/{process.pid}").exists()
+    collector.join()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_one_that_does_not_end_is_not_waited_for_long(layout: Layout, begin: Begin) -> None:
+    process = begin(f"guest={NAME},debug-threads=on")
+    pid_file(layout).write_text(str(process.pid))
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    assert not qemu_end(layout, NAME, 0.2)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("argument", ["something else", f"guest={NAME}0,debug-threads=on", "guest=atoll-0a1b-6,x"])
-def test_a_number_that_is_anothers_by_now_is_left_alone(layout: Layout, begin: Begin, argument: str) -> None:
+def test_a_number_that_is_anothers_by_now_is_left_alone(layout: Layout, begin: Begin, argument: str, end: End) -> None:
     """Also that of another machine, and of one whose name only begins like it."""
     process = begin(argument)
     pid_file(layout).write_text(str(process.pid))
-    kill_qemu(layout, NAME)
+    end(layout, NAME)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.2)
 
 
-def test_without_a_process_nothing_happens(layout: Layout, begin: Begin) -> None:
+@pytest.mark.parametrize("end", ENDS)
+def test_without_a_process_nothing_happens(layout: Layout, begin: Begin, end: End) -> None:
     """No file, an empty one, nonsense, and the number of a process that has ended."""
-    kill_qemu(layout, NAME)
+    end(layout, NAME)
     ended = begin(f"guest={NAME},x")
     ended.kill()
     ended.wait()
     for text in ("", "x", "-1", str(ended.pid)):
         pid_file(layout).write_text(text)
-        kill_qemu(layout, NAME)
+        end(layout, NAME)
