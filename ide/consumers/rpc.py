@@ -32,6 +32,7 @@ from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.sentences import state_reason
 from sandboxes.services import creation, lifecycle, suspension
 from sandboxes.services.creation import Wanted
+from sandboxes.services.lifecycle import Asked
 from sandboxes.services.mounts import when_free
 from sandboxes.services.presence import presence
 from sandboxes.states import ENDED, PAUSED
@@ -122,7 +123,7 @@ class Socket(ABC):
         actor: Actor,
         dialect: Dialect,
         wake: Callable[[], Awaitable[object]] | None = None,
-        asked: asyncio.Event | None = None,
+        asked: Asked | None = None,
     ) -> Connection:
         """The state of this socket's calls."""
         self.sandbox = sandbox

@@ -24,6 +24,7 @@ from sandboxes.models import Sandbox
 from sandboxes.permissions import Actor
 from sandboxes.services import streams
 from sandboxes.services.activity import activity
+from sandboxes.services.lifecycle import Asked
 from sandboxes.services.streams import GuestCall, GuestFailed, GuestInvalid, GuestUnknown
 
 log = structlog.get_logger("atoll.rpc")
@@ -75,7 +76,7 @@ class Connection:
         send: Callable[[str], Awaitable[None]],
         unnoticed: frozenset[str] = frozenset(),
         wake: Callable[[], Awaitable[object]] | None = None,
-        asked: asyncio.Event | None = None,
+        asked: Asked | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.actor = actor
@@ -109,7 +110,7 @@ class Connection:
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._session: asyncio.Task[GuestCall] | None = None
 
-    async def _await_guest(self, wake: Callable[[], Awaitable[object]] | None, asked: asyncio.Event | None) -> None:
+    async def _await_guest(self, wake: Callable[[], Awaitable[object]] | None, asked: Asked | None) -> None:
         if wake is not None:
             try:
                 await wake()

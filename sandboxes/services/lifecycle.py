@@ -36,6 +36,9 @@ from vm.errors import HostFull, ImageMissing, MachineExists, MachineGone, NodeUn
 
 log = structlog.get_logger("atoll.lifecycle")
 
+type Asked = asyncio.Future[MachineInfo | None]
+"""Done when a node was asked for a machine: with its answer, or None where it gave none."""
+
 _OF_NODE = {
     MachineState.QUEUED: SandboxState.QUEUED,
     MachineState.STARTING: SandboxState.STARTING,
@@ -209,17 +212,17 @@ def sandbox_lost(*, sandbox: Sandbox) -> None:
         sandbox_ended(sandbox=sandbox, cause=StopCause.MACHINE_LOST)
 
 
-async def sandbox_boot(*, sandbox: Sandbox, asked: asyncio.Event | None = None) -> Sandbox:
+async def sandbox_boot(*, sandbox: Sandbox, asked: Asked | None = None) -> Sandbox:
     """Have the node start the machine, and follow it until it runs or ended; the row says which. Raises no VmError.
 
-    `asked` is set once the node knows the machine, or will not be asked any more.
+    `asked` is done once the node knows the machine, with what it says of it, or will not be asked any more.
     """
-    asked = asked or asyncio.Event()
     try:
         await in_thread(host_data.host_data_require)
         spec, bundle = await in_thread(machine_wanted, sandbox)
         info = await runtime.node().machine_start(spec, secrets=bundle.secrets)
-        asked.set()
+        if asked is not None:
+            asked.set_result(info)
         await machine_given(sandbox, spec, bundle, env=True)
         await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
@@ -247,7 +250,8 @@ async def sandbox_boot(*, sandbox: Sandbox, asked: asyncio.Event | None = None) 
     except VmError as error:
         await in_thread(sandbox_ended, sandbox=sandbox, cause=StopCause.BOOT_FAILED, detail=str(error))
     finally:
-        asked.set()
+        if asked is not None and not asked.done():
+            asked.set_result(None)
     return sandbox
 
 
@@ -296,9 +300,9 @@ def _hostname(sandbox: Sandbox) -> str:
     return name[:40].strip("-") or sandbox.public_id.rsplit("_", 1)[-1]
 
 
-def sandbox_boot_beside(*, sandbox: Sandbox) -> asyncio.Event:
+def sandbox_boot_beside(*, sandbox: Sandbox) -> Asked:
     """`sandbox_boot` beside the caller, on the running event loop: its `asked`."""
-    asked = asyncio.Event()
+    asked: Asked = asyncio.get_running_loop().create_future()
     background.spawn(sandbox_boot(sandbox=sandbox, asked=asked), name=f"boot {sandbox.public_id}")
     return asked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import copy
 from types import TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ from sandboxes.errors import Invalid, NotRunning, Suspended, Unavailable
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.permissions import SYSTEM, Actor, AnyActor
 from sandboxes.sentences import state_reason
-from sandboxes.services.lifecycle import cause_of
+from sandboxes.services.lifecycle import Asked, cause_of
 from sandboxes.states import ENDED, PAUSED
 from vm.api import MachineState
 from vm.errors import MachineGone, VmError
@@ -145,7 +145,7 @@ async def guest_call(
         raise Unavailable(f"the sandbox's machine cannot be reached: {error}") from error
 
 
-async def guest_ready(*, sandbox: Sandbox, timeout: float = 300, asked: asyncio.Event | None = None) -> None:
+async def guest_ready(*, sandbox: Sandbox, timeout: float = 300, asked: Asked | None = None) -> None:
     """Return once the guest answers. NotRunning with the reason if it will not, Unavailable after `timeout` seconds.
 
     It resumes nothing: one that is suspended will not answer, and Suspended says so at once. `asked`: that of the
@@ -154,9 +154,9 @@ async def guest_ready(*, sandbox: Sandbox, timeout: float = 300, asked: asyncio.
     node = runtime.node()
     deadline = time.monotonic() + timeout
     if asked is not None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await asked.wait()
+        await asyncio.wait({asked}, timeout=timeout)
+        if asked.done() and (info := asked.result()) is not None and info.state is MachineState.READY:
+            return  # one from the pool
     while (left := deadline - time.monotonic()) > 0:
         await in_thread(sandbox.refresh_from_db)
         if (gone := _gone(sandbox)) is not None:

@@ -22,6 +22,7 @@ from vm.node.keeper import Keeper, Machine
 from vm.node.lanes import SAVING, TooSlow
 from vm.node.place import Place
 from vm.node.pool import Pool
+from vm.node.process import qemu_like_others
 from vm.node.records import Record
 from vm.node.room import Room, reason_of_full
 from vm.node.roster import Roster
@@ -117,7 +118,7 @@ class Booting:
             self._doors.open(record)
             name = self._names.of(record.body)
             async with asyncio.timeout(10):
-                await self._lanes.run(name, lambda: domains.domain_resume(self._conn, name), deadline=10)
+                await self._lanes.run(name, lambda: self._let_go_on(name), deadline=10)
                 if machine.channel is None:
                     raise HypervisorError("it has no channel")
                 await self._starter.introduce(record, machine.channel)
@@ -136,6 +137,10 @@ class Booting:
             self._came_up(machine)
             machine.work = spawn(self._keeper.keep(machine), name=f"keep {record.machine}")
         return True
+
+    def _let_go_on(self, name: str) -> None:
+        qemu_like_others(self._layout, name)
+        domains.domain_resume(self._conn, name)
 
     def _next_boots(self) -> None:
         while self._roster.queue and len(self._at_work) < self._config.boot_places and not self.closing:

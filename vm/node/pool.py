@@ -32,6 +32,7 @@ _CALM = 0.3  # seconds after a clone was taken: its first command is not to shar
 _RETRY = 10.0  # seconds after a clone that could not be made
 _CLONE_MIB = 256  # about what one that waits holds: it is given back before anybody's machine has to go
 _WARM = ("true", "true", "true")  # fills QEMU's translations for what a first command needs
+_SETTLE = 0.15  # seconds in which its spawner makes the next child in advance
 
 
 class Pool:
@@ -249,6 +250,7 @@ class Pool:
             machine.channel = await self._starter.start(record, machine.link_changed)
             # What was translated once, its identity included, is quick when somebody waits for it
             await warm_up(machine.channel, _WARM)
+            await asyncio.sleep(_SETTLE)
             name = self._names.of(record.body)
             await self._lanes.run(name, lambda: domains.domain_pause(self._conn, name), deadline=10)
             state = await self._lanes.run(name, lambda: domains.domain_state(self._conn, name), deadline=10)

@@ -40,7 +40,7 @@ from vm.node.asking import ask
 from vm.node.config import NodeConfig
 from vm.node.doors import Doors
 from vm.node.lanes import SAVING, Lanes, TooSlow
-from vm.node.process import qemu_end
+from vm.node.process import after_others, qemu_end, turn_after_others
 from vm.node.randomness import renew
 from vm.node.records import Names, Record
 from vm.node.scribe import Scribe
@@ -204,9 +204,8 @@ class Starter:
         Of a domain whose process has ended nothing is left but libvirt's knowledge of it, which goes a moment later.
         """
         self._doors.shut(record.body)
-        ended = False
+        name, ended = self._names.of(record.body), False
         try:
-            name = self._names.of(record.body)
             ended = await self._blocking(record, lambda: qemu_end(self._layout, name, _CLOSING))
             if not ended:
                 await self._blocking(record, lambda: domains.domain_destroy(self._conn, name))
@@ -325,10 +324,15 @@ class Starter:
         while not over.is_set() and not (pid_file.exists() and pid_file.stat().st_size):
             time.sleep(0.002)
         tap_move(record.tap, name)
-        if self.groups is not None:
-            try:
-                self.groups.bound(record.body, int(pid_file.read_text()), self._bounds(record))
-            except (OSError, ValueError) as error:
+        try:
+            pid = int(pid_file.read_text())
+            if not record.machine:
+                turn_after_others(pid)
+            if self.groups is not None:
+                self.groups.bound(record.body, pid, self._bounds(record))
+        except (OSError, ValueError) as error:
+            # Another libvirt than our own keeps its files, and bounds its machines, elsewhere
+            if self.groups is not None:
                 raise HypervisorError(f"its process could not be bounded: {error}") from error
 
     def _bounds(self, record: Record) -> Bounds:
@@ -365,6 +369,7 @@ class Starter:
         The next clone only gives them names of its own.
         """
 
+        @after_others()
         def lay() -> None:
             overlay = self._layout.spare(disk)
             if not overlay.exists():

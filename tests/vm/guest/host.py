@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from vm.guest.frames import (
@@ -206,3 +207,8 @@ class Host:
         if self._receiving is not None:
             self._receiving.cancel()
             await asyncio.wait([self._receiving])
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process with one thread that forks."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.guest.host import Host
+from tests.vm.guest.conftest import RunningAgent
+from tests.vm.guest.host import Host, children
 from vm.guest.agent.spawner import IGNORED_BY_AGENT
 
 SUCCESS = {"success": True, "code": 0, "signal": None, "oom": None}
@@ -337,3 +338,62 @@ async def test_reset_says_why(host: Host) -> None:
     await host.write(frame + host.mux.data(number, (2**31).to_bytes(4, "big")))
 
     assert await host.ok("ping")
+
+
+async def spare(agent: RunningAgent) -> int:
+    """The child that the spawner has made in advance, once all others have ended."""
+    async with asyncio.timeout(10):
+        while len(found := children(children(agent.process.pid)[0])) != 1:
+            await asyncio.sleep(0.02)
+    return found[0]
+
+
+async def test_a_child_waits_to_be_told_what_to_run(host: Host, agent: RunningAgent) -> None:
+    """The next process is that child, and then there is another."""
+    await host.run("true")
+    child = await spare(agent)
+
+    assert (await host.ok("spawn", command="true"))["pid"] == child
+    assert await host.ok("processWait", pid=child) == SUCCESS
+    assert await spare(agent) != child
+
+
+async def test_a_child_that_was_killed_while_it_waited_is_nobodys(host: Host, agent: RunningAgent) -> None:
+    """Its end is told of to nobody, and what is started next has a child of its own."""
+    for _ in range(5):
+        await host.run("true")
+        os.kill(await spare(agent), signal.SIGKILL)
+        assert await host.run("echo", "hello") == (SUCCESS, b"hello\n")
+
+
+async def test_a_child_has_nothing_open_but_what_it_is_told_by(host: Host, agent: RunningAgent) -> None:
+    """Else whoever waits for the end of a pipe or of the spawner would wait for it."""
+    held = await host.open("spawn", command="sleep", args=["60"], stdin="piped", stdout="piped", stderr="piped")
+    pid = (await held.record())["ok"]["pid"]
+    await host.run("true")
+    async with asyncio.timeout(10):
+        while len(found := set(children(children(agent.process.pid)[0])) - {pid}) != 1:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)  # until it waits
+    opened = sorted(int(fd.name) for fd in Path(f"/proc/{found.pop()}/fd").iterdir())
+    assert opened[:3] == [0, 1, 2]
+    assert len(opened) == 5, opened
+    await host.ok("processKill", pid=pid)
+
+
+async def test_it_ends_with_the_agent(tmp_path: Path) -> None:
+    """Also where the agent is killed."""
+    for kill in (False, True):
+        agent = RunningAgent(tmp_path)
+        try:
+            host = await Host(agent.connection).linked()
+            await host.run("true")
+            child = await spare(agent)
+            if kill:
+                agent.process.kill()
+            await host.close()
+        finally:
+            agent.stop()
+        async with asyncio.timeout(10):
+            while Path(f"/proc/{child}").exists():
+                await asyncio.sleep(0.02)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.guest.host import Host
+from tests.vm.guest.host import Host, children
 
 
 @pytest.fixture
@@ -109,9 +110,13 @@ async def test_walk_of_nothing(host: Host, tree: Path) -> None:
 
 
 async def searching(agent: Any) -> set[int]:
-    """The processes that the spawner of this agent has."""
-    spawner = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children").read_text().split()[0]
-    return {int(pid) for pid in Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()}
+    """The processes of this agent's spawner that are busy."""
+    busy = set()
+    for pid in children(children(agent.process.pid)[0]):
+        with contextlib.suppress(OSError):  # it has ended since
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R":
+                busy.add(pid)
+    return busy
 
 
 async def test_endless_pattern_holds_up_nobody(host: Host, tree: Path, agent: Any) -> None:

@@ -2,7 +2,8 @@
 
 It has one thread and little memory, so forking it is quick and safe, and it lives in the control group of the user's
 processes: what it starts is born with the user's limits. Each child becomes the user, and an ordinary candidate of the
-out-of-memory killer, before it runs anything that is not ours.
+out-of-memory killer, before it runs anything that is not ours. A fork costs as much as many a command, so one child is
+always made in advance and waits to be told what to run.
 
 The agent asks over a stream socket, in records of u32 length and JSON; descriptors come with a request's first byte.
 Requests: {"id", "fds", "argv" | "task", ...} and {"id", "kill": pid, "signal": n}; answers: {"id", "pid"} or
@@ -16,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -32,6 +34,8 @@ from vm.guest.agent.settings import Settings
 
 MAX_REQUEST = 4 * 2**20
 _MAX_FDS = 4
+_SPARE_AFTER = 0.03  # seconds without a request after which a child is made in advance: what was started goes first
+_SPARE_AGAIN = 1.0  # ... and after a fork that failed
 IGNORED_BY_AGENT = (
     *(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
@@ -119,7 +123,7 @@ class Spawner:
                 self.lost.set_result(None)
             return
         self._buffer += data
-        for message in _take_records(self._buffer):
+        for message in map(json.loads, _take_records(self._buffer)):
             if "exit" in message:
                 task_end = self._task_ends.pop(message["exit"], None)
                 if task_end is None:
@@ -176,7 +180,7 @@ class Spawner:
         self, data: memoryview, fds: list[int], future: asyncio.Future[dict[str, Any]]
     ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        ancillary = _with(fds)
         try:
             async with self._turn:
                 while True:
@@ -197,18 +201,73 @@ class Spawner:
             os.waitpid(self.pid, 0)
 
 
-def _take_records(buffer: bytearray) -> list[dict[str, Any]]:
+def _take_records(buffer: bytearray) -> list[bytes]:
     found = []
     while len(buffer) >= 4:
         end = 4 + int.from_bytes(buffer[:4], "big")
         if len(buffer) < end:
             break
-        found.append(json.loads(buffer[4:end]))
+        found.append(bytes(buffer[4:end]))
         del buffer[:end]
     return found
 
 
+def _receive(connection: socket.socket, buffer: bytearray, fds: list[int]) -> bool:
+    """Add what has come, descriptors included; False if nothing more will."""
+    try:
+        room = socket.CMSG_SPACE(_MAX_FDS * 4)
+        data, ancillary, _, _ = connection.recvmsg(65_536, room, socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        return False
+    for level, kind, packed in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += struct.unpack(f"{len(packed) // 4}i", packed)
+    buffer += data
+    return bool(data)
+
+
+def _with(fds: list[int]) -> list[tuple[int, int, bytes]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+
+
 # -- the spawner's side ------------------------------------------------------------------------------------------------
+
+
+class _Spare:
+    """A child that waits to be told what to run. OSError if it cannot be made."""
+
+    def __init__(self, settings: Settings) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._failed, failed_there = os.pipe2(os.O_CLOEXEC)
+        self._socket = ours
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self._failed)
+            ours.close()
+            raise
+        else:
+            if self.pid == 0:
+                _child(theirs.detach(), failed_there, settings)
+        finally:
+            theirs.close()
+            os.close(failed_there)
+
+    def run(self, request: bytes, fds: list[int]) -> tuple[int, str] | None:
+        """Have it run that; why it could not, as errno and "cwd" or "command". OSError if it is not there any more."""
+        data = len(request).to_bytes(4, "big") + request
+        sent = self._socket.sendmsg([data], _with(fds))
+        if sent < len(data):  # even nothing cannot be sent to who has read all of it and gone on
+            self._socket.sendall(data[sent:])
+        if not (failure := os.read(self._failed, 64)):
+            return None
+        number, about = failure.decode().split()
+        return int(number), about
+
+    def close(self) -> None:
+        """Let go of it; one that has not been told anything ends."""
+        self._socket.close()
+        os.close(self._failed)
 
 
 class _Server:
@@ -218,6 +277,7 @@ class _Server:
         self._alive: set[int] = set()
         self._buffer = bytearray()
         self._fds: list[int] = []
+        self._spare: _Spare | None = None
 
     def run(self) -> None:
         os.setsid()
@@ -234,14 +294,21 @@ class _Server:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(wake, select.POLLIN)
+        patience = _SPARE_AFTER
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(None if self._spare else patience * 1000)}
+            patience = _SPARE_AFTER
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
                 self._reap()
             if self._socket.fileno() in ready and not self._requests():
                 return
+            if not ready:
+                try:
+                    self._spare = _Spare(self._settings)
+                except OSError:
+                    patience = _SPARE_AGAIN
 
     def _send(self, message: dict[str, Any]) -> None:
         text = json.dumps(message).encode()
@@ -258,53 +325,55 @@ class _Server:
                 return
             if pid == 0:
                 return
-            self._alive.discard(pid)
-            self._send({"exit": pid, "status": status})
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.close()
+                self._spare = None
+            elif pid in self._alive:
+                self._alive.discard(pid)
+                self._send({"exit": pid, "status": status})
 
     def _requests(self) -> bool:
-        try:
-            room = socket.CMSG_SPACE(_MAX_FDS * 4)
-            data, ancillary, _, _ = self._socket.recvmsg(65_536, room, socket.MSG_CMSG_CLOEXEC)
-        except OSError:
+        if not _receive(self._socket, self._buffer, self._fds):
             return False
-        for level, kind, packed in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._fds += struct.unpack(f"{len(packed) // 4}i", packed)
-        if not data:
-            return False
-        self._buffer += data
         # Descriptors come with the first byte of their request: in order, and never later than its text
-        for request in _take_records(self._buffer):
-            self._serve(request)
+        for text in _take_records(self._buffer):
+            self._serve(json.loads(text), text)
         return True
 
-    def _serve(self, request: dict[str, Any]) -> None:
+    def _serve(self, request: dict[str, Any], text: bytes) -> None:
         if "kill" in request:
             self._kill(request)
             return
         fds, self._fds = self._fds[: request["fds"]], self._fds[request["fds"] :]
-        failed_here, failed_there = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = os.fork()
+            pid, failure = self._start(text, fds)
         except OSError as error:
-            os.close(failed_there)
-            self._send({"id": request["id"], "errno": error.errno, "about": "command"})
-            return
-        else:
-            if pid == 0:
-                _child(request, fds, failed_there, self._settings)
-            os.close(failed_there)
-            self._alive.add(pid)
-            failure = os.read(failed_here, 64)
-            answer = {"id": request["id"], "pid": pid}
-            if failure:
-                number, about = failure.decode().split()
-                answer = {"id": request["id"], "errno": int(number), "about": about}
-            self._send(answer)
+            pid, failure = 0, (error.errno or errno.EIO, "command")
         finally:
-            os.close(failed_here)
             for fd in fds:
                 os.close(fd)
+        if failure is None:
+            self._send({"id": request["id"], "pid": pid})
+        else:
+            self._send({"id": request["id"], "errno": failure[0], "about": failure[1]})
+
+    def _start(self, text: bytes, fds: list[int]) -> tuple[int, tuple[int, str] | None]:
+        child, self._spare = self._spare, None
+        if child is not None:
+            try:
+                return self._told(child, text, fds)
+            except OSError:
+                pass  # somebody has killed it while it waited
+        return self._told(_Spare(self._settings), text, fds)
+
+    def _told(self, child: _Spare, text: bytes, fds: list[int]) -> tuple[int, tuple[int, str] | None]:
+        try:
+            failure = child.run(text, fds)
+        finally:
+            child.close()
+        # Its exit is told of in any case, and is nobody's where it could not start
+        self._alive.add(child.pid)
+        return child.pid, failure
 
     def _kill(self, request: dict[str, Any]) -> None:
         answer = {"id": request["id"]}
@@ -328,14 +397,20 @@ def _try_write(path: str, data: bytes) -> None:
         pass  # a guest that emptied or covered /proc or /sys loses its own limits, no more
 
 
-def _child(request: dict[str, Any], fds: list[int], failed: int, settings: Settings) -> None:
+def _child(told: int, failed: int, settings: Settings) -> None:
     about = "command"
     try:
         os.setsid()
         for number in IGNORED_BY_AGENT:
             signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        # Nothing of the spawner's may stay open here: its end could not be noticed
+        for first, last in itertools.pairwise((2, *sorted((told, failed)), told + failed + 1024)):
+            os.closerange(first + 1, last)
         if settings.real:
             _try_write("/proc/self/oom_score_adj", b"0")
+        request, fds = _await_request(told)
+        if settings.real:
             os.setgroups(settings.groups)
             os.setresgid(settings.gid, settings.gid, settings.gid)
             os.setresuid(settings.uid, settings.uid, settings.uid)
@@ -347,9 +422,9 @@ def _child(request: dict[str, Any], fds: list[int], failed: int, settings: Setti
             return
         # Its own number may be one that is asked for
         failed = fcntl.fcntl(failed, fcntl.F_DUPFD_CLOEXEC, 2 * _MAX_FDS)
+        fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 2 * _MAX_FDS) for fd in fds]
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
-            os.set_inheritable(target, True)  # also where it had that number already
         if request["terminal"]:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _be_ordinary(settings)
@@ -363,6 +438,16 @@ def _child(request: dict[str, Any], fds: list[int], failed: int, settings: Setti
         os.write(failed, f"{errno.EIO} {about}".encode())
     finally:
         os._exit(127)
+
+
+def _await_request(told: int) -> tuple[dict[str, Any], list[int]]:
+    with socket.socket(fileno=told) as connection:
+        buffer, fds = bytearray(), list[int]()
+        while not (found := _take_records(buffer)):
+            if not _receive(connection, buffer, fds):
+                os._exit(0)  # the spawner is gone
+    request: dict[str, Any] = json.loads(found[0])
+    return request, fds
 
 
 def _be_ordinary(settings: Settings) -> None:
@@ -396,9 +481,6 @@ def _do_task(request: dict[str, Any], fd: int, settings: Settings) -> None:
         while view:
             view = view[os.write(fd, view) :]
 
-    # Nothing of the spawner's may stay open here: its end could not be noticed
-    os.closerange(3, fd)
-    os.closerange(fd + 1, fd + 1024)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     code = errno.EIO
     try:
