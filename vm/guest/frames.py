@@ -320,7 +320,9 @@ class Multiplexer:
         if stream is None:
             return b""
         stream.unacknowledged += count
-        if stream.got_end or stream.unacknowledged < stream.window // 4:
+        # Of a wide window half is enough to go on with, and each grant wakes the sender
+        step = stream.window // (2 if stream.window == WIDE else 4)
+        if stream.got_end or stream.unacknowledged < step:
             return b""
         # `outstanding` counts what the peer may not yet send again, so what was consumed leaves it only when granted.
         grant, stream.unacknowledged = stream.unacknowledged, 0

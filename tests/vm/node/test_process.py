@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from vm.node.process import qemu_end, qemu_kill
+from vm.node.process import after_others, qemu_end, qemu_kill, qemu_like_others, turn_after_others
 from vm.storage.layout import Layout
 
 NAME = "atoll-0a1b-" + "5" * 32
@@ -102,3 +103,34 @@ def test_without_a_process_nothing_happens(layout: Layout, begin: Begin, end: En
     for text in ("", "x", "-1", str(ended.pid)):
         pid_file(layout).write_text(text)
         end(layout, NAME)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a process back its turn")
+def test_what_is_nobodys_has_its_turn_after_others(layout: Layout, begin: Begin) -> None:
+    process = begin(f"guest={NAME},debug-threads=on")
+    pid_file(layout).write_text(str(process.pid))
+    turn_after_others(process.pid)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+    qemu_like_others(layout, NAME)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 0
+    process.kill()
+    process.wait()
+    turn_after_others(process.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a thread back its turn")
+def test_a_thread_has_its_turn_after_others_for_a_while() -> None:
+    """That thread alone, and also where its work fails."""
+
+    def work() -> list[int]:
+        found = [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
+        with pytest.raises(ZeroDivisionError), after_others():
+            found += [os.getpriority(os.PRIO_PROCESS, thread) for thread in (threading.get_native_id(), 0)]
+            found.append(os.getpriority(os.PRIO_PROCESS, threading.main_thread().native_id or 0))
+            raise ZeroDivisionError
+        return [*found, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
+
+    with ThreadPoolExecutor(1) as pool:
+        usual, here, mine, main, later = pool.submit(work).result()
+    assert (here, mine) == (10, 10)
+    assert usual == main == later

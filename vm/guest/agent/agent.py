@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ from vm.guest.agent.spawner import Spawner
 from vm.guest.agent.terminals import Terminals
 from vm.guest.agent.watch import Watches
 from vm.guest.agent.workers import Workers
+
+_KEPT = 8 * 2**20  # bytes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's numbers
 
 _WALK = {
     "maxDepth": "number?",
@@ -57,7 +61,15 @@ def serve(fd: int, settings: Settings, *, reopen: bool, restarted: bool = False)
     """Answer calls over `fd` until it closes (for ever where `reopen`, but for the loss of the spawner)."""
     os.set_inheritable(fd, False)
     agent = Agent(settings)
+    _reuse_memory()
     asyncio.run(agent.run(fd, reopen=reopen, restarted=restarted))
+
+
+def _reuse_memory() -> None:
+    """Have buffers that are done with used again: given back to the kernel, each page of the next one is a fault."""
+    libc = ctypes.CDLL(None)
+    for option, value in ((_M_MMAP_THRESHOLD, _KEPT), (_M_TRIM_THRESHOLD, _KEPT), (_M_ARENA_MAX, 1)):
+        libc.mallopt(option, value)
 
 
 class Agent:

@@ -34,6 +34,7 @@ from vm.guest.agent.settings import Settings
 
 MAX_REQUEST = 4 * 2**20
 _MAX_FDS = 4
+_HEARD = b"heard "  # what a child says first: one that was killed while it waited says nothing
 _SPARE_AFTER = 0.03  # seconds without a request after which a child is made in advance: what was started goes first
 _SPARE_AGAIN = 1.0  # ... and after a fork that failed
 IGNORED_BY_AGENT = (
@@ -259,10 +260,13 @@ class _Spare:
         sent = self._socket.sendmsg([data], _with(fds))
         if sent < len(data):  # even nothing cannot be sent to who has read all of it and gone on
             self._socket.sendall(data[sent:])
-        if not (failure := os.read(self._failed, 64)):
-            return None
-        number, about = failure.decode().split()
-        return int(number), about
+        said = b""
+        while piece := os.read(self._failed, 64):
+            said += piece
+        if not said:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        number, _, about = said.removeprefix(_HEARD).decode().partition(" ")
+        return (int(number), about) if number else None
 
     def close(self) -> None:
         """Let go of it; one that has not been told anything ends."""
@@ -410,6 +414,7 @@ def _child(told: int, failed: int, settings: Settings) -> None:
         if settings.real:
             _try_write("/proc/self/oom_score_adj", b"0")
         request, fds = _await_request(told)
+        os.write(failed, _HEARD)
         if settings.real:
             os.setgroups(settings.groups)
             os.setresgid(settings.gid, settings.gid, settings.gid)
