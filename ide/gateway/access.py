@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 import time
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, quote
@@ -32,6 +33,9 @@ TICKET_SECONDS = 60
 COOKIE_SECONDS = 12 * 3600
 _RECHECK_SECONDS = 5.0
 _REMEMBERED = 1024
+TRIES = 20
+"""Wrong passwords of one exposure within a minute; each costs a third of a second, too."""
+_TRIES_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Guard:
     def __init__(self) -> None:
         self._members: dict[tuple[int, int], tuple[float, bool]] = {}
         self._passwords: dict[tuple[int, bytes], float] = {}
+        self._tried: dict[int, list[float]] = {}
 
     async def admit(self, exposure: Exposure, request: Request) -> Admitted | Answer:
         """Whether this request goes on. DatabaseError."""
@@ -128,14 +133,32 @@ class Guard:
         # Its check is slow on purpose, and programs send it with each request
         key, now = (exposure.pk, hashlib.sha256(given.encode()).digest()), time.monotonic()
         if now - self._passwords.get(key, float("-inf")) > COOKIE_SECONDS:
+            tried = self._tries(exposure, now)
+            if len(tried) >= TRIES:
+                wait = str(math.ceil(tried[0] + _TRIES_SECONDS - now)).encode()
+                return Answer(429, "too many wrong passwords: wait a minute", ((b"Retry-After", wait),))
+            # Before it is known to be wrong: else a hundred at once were looked at
+            tried.append(now)
             if not await in_thread(check_password, given, exposure.secret_hash):
                 return Answer(401, "that is not it", ((b"WWW-Authenticate", b'Basic realm="Atoll", charset="UTF-8"'),))
+            if now in tried:
+                tried.remove(now)
             if len(self._passwords) >= _REMEMBERED:
                 self._passwords.clear()
             self._passwords[key] = now
         # It is none of the server's business
         headers = tuple((name, value) for name, value in request.headers if name.lower() != b"authorization")
         return Admitted(replace(request, headers=headers), (_cookie(exposure, None),))
+
+    def _tries(self, exposure: Exposure, now: float) -> list[float]:
+        """When passwords were tried within the last minute, oldest first."""
+        if len(self._tried) >= _REMEMBERED:
+            self._tried = {
+                key: tried for key, tried in self._tried.items() if tried and tried[-1] > now - _TRIES_SECONDS
+            }
+        tried = self._tried.setdefault(exposure.pk, [])
+        tried[:] = [when for when in tried if when > now - _TRIES_SECONDS]
+        return tried
 
 
 def without_ours(request: Request) -> Request:

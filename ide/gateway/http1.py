@@ -180,8 +180,10 @@ def parse_response(head: bytes) -> Response:
 
 
 def request_head(request: Request, added: Headers) -> bytes:
-    """A request as it goes on, with more headers."""
-    return _head(b"%s %s HTTP/1.1" % (request.method, request.target), (*request.passed_on(), *added))
+    """A request as it goes on, with more headers; in its own version, as its sender has to understand the answer."""
+    first = b"%s %s HTTP/1.%d" % (request.method, request.target, request.minor)
+    closing = () if request.minor else ((b"Connection", b"close"),)
+    return _head(first, (*request.passed_on(), *added, *closing))
 
 
 def response_head(response: Response, added: Headers) -> bytes:

@@ -195,6 +195,7 @@ _REASONS = {
     401: b"Unauthorized",
     403: b"Forbidden",
     404: b"Not Found",
+    429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     501: b"Not Implemented",
     502: b"Bad Gateway",
@@ -296,6 +297,8 @@ class _Exchange:
             )
             return False
         body = response.body(self._request.method)
+        if body.ends is Ends.CHUNKED and not self._request.minor:
+            raise BadMessage("in chunks, to a request of HTTP/1.0", 502)
         # In chunks where its end would be that of a connection: then one that broke off does not look complete
         in_chunks = body.ends is Ends.CLOSE and self._request.minor == 1
         goes_on = self._request.keeps and (in_chunks or body.ends is not Ends.CLOSE)
@@ -310,7 +313,8 @@ class _Exchange:
                 self._upstream.source, body, self._visitor.send, self._used, http1.response_head(response, added)
             )
         # Where the request has not ended its rest would be taken for another one
-        self.reusable = self._sent and response.keeps and body.ends is not Ends.CLOSE
+        kept = self._request.minor == 1 and response.keeps and body.ends is not Ends.CLOSE
+        self.reusable = self._sent and kept
         return self._sent and goes_on
 
     async def _send_chunk(self, piece: bytes) -> None:

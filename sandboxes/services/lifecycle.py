@@ -287,12 +287,16 @@ def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
         vcpus=sandbox.vcpus,
         disk_gib=sandbox.disk_gib,
         # Where a variable and a secret have one name the secret wins.
-        identity=Identity(hostname=_hostname(sandbox), env={**sandbox.env, **bundle.env}),
+        identity=Identity(hostname=_hostname(sandbox), env={**_default_env(sandbox), **sandbox.env, **bundle.env}),
         policy=policy_now(sandbox=sandbox),
         volumes=mounts.mounts_for_machine(sandbox=sandbox),
         root=sandbox.root.disk if sandbox.root else "",
     )
     return spec, bundle
+
+
+def _default_env(sandbox: Sandbox) -> dict[str, str]:
+    return {"DENO_DEPLOY_ORGANIZATION_ID": sandbox.organization.slug}
 
 
 def _hostname(sandbox: Sandbox) -> str:

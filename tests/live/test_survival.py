@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import hostile
 from tests.live.nodes import IMAGES, NodeProcess, boot, execute, spec, start_command
 from vm.api import MachineState, StopReason
 from vm.errors import HostFull, NodeUnreachable, VmError
@@ -155,23 +156,6 @@ async def test_a_record_that_cannot_be_read_keeps_its_disk(process: NodeProcess)
     await node.machine_forget(machine)
 
 
-FLOODER = """
-import ctypes, os, signal, time
-port = "/dev/" + [n for n in os.listdir("/sys/class/virtio-ports")
-                  if open(f"/sys/class/virtio-ports/{n}/name").read().strip() == "atoll.agent"][0]
-agent = int(os.popen("pgrep -P 1 | head -1").read())
-os.kill(agent, signal.SIGSTOP)
-port = os.path.realpath(port)
-held = [n for n in os.listdir(f"/proc/{agent}/fd") if os.path.realpath(f"/proc/{agent}/fd/{n}") == port]
-# The port can be opened once only: its own descriptor is taken (pidfd_getfd)
-fd = ctypes.CDLL(None).syscall(438, os.pidfd_open(agent), int(held[0]), 0)
-garbage = os.urandom(1 << 20)
-while True:
-    try: os.write(fd, garbage)
-    except OSError: time.sleep(0.01)
-"""
-
-
 async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> None:
     """Garbage on the channel without end: the node stays small and idle enough, another machine works, and it can be
     stopped."""
@@ -180,7 +164,7 @@ async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> No
     await asyncio.gather(boot(node, good), boot(node, bad))
     assert process.process is not None
     before = _resident(process.process.pid)
-    await start_command(node, bad, "sudo", "python3", "-c", FLOODER)
+    await start_command(node, bad, "sudo", "python3", "-c", hostile.FLOODER)
     until = time.monotonic() + 60
     while "breach" not in (await node.machine_get(bad)).detail:
         assert time.monotonic() < until, await node.machine_get(bad)
@@ -196,21 +180,6 @@ async def test_a_guest_that_floods_hurts_only_itself(process: NodeProcess) -> No
     assert process.leftovers() == []
 
 
-CLOSER = """
-import os, signal, time
-# It would end with its agent, and with its sudo
-with open("/sys/fs/cgroup/cgroup.procs", "w") as root: root.write("0")
-if os.fork(): os._exit(0)
-os.setsid()
-while True:
-    for pid in open("/proc/1/task/1/children").read().split():
-        if int(pid) != os.getpid():
-            try: os.kill(int(pid), signal.SIGKILL)
-            except OSError: pass
-    time.sleep(0.005)
-"""
-
-
 async def test_a_guest_that_keeps_closing_its_channel_hurts_only_itself(process: NodeProcess) -> None:
     """Its agent is killed whenever it starts: calls fail in time instead of waiting, the node and another machine go
     on, and it can be stopped."""
@@ -219,7 +188,7 @@ async def test_a_guest_that_keeps_closing_its_channel_hurts_only_itself(process:
     await asyncio.gather(boot(node, good), boot(node, bad))
     assert process.process is not None
     before = _resident(process.process.pid)
-    await start_command(node, bad, "sudo", "python3", "-c", CLOSER)
+    await start_command(node, bad, "sudo", "python3", "-c", hostile.CLOSER)
     await asyncio.sleep(5)
     for _ in range(3):
         with pytest.raises(VmError):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from deno_sandbox import DenoDeploy
 
-from tests import fork_bomb
+from tests import fork_bomb, hostile
 from tests.sdk.conftest import Server
 
 pytestmark = [
@@ -86,5 +86,32 @@ def test_harm_stays_inside(real_server: Server, deploy: DenoDeploy, harm: str) -
                 while (row := rest.get(f"/api/v1/sandboxes/{identifier}").json())["state"] != "stopped":
                     assert time.monotonic() < deadline, row
                     time.sleep(0.2)
+        assert (row["stop_reason"], row["stopped_by"]) == ("requested", row["creator"])
+        assert says(neighbour, "alive")
+
+
+@pytest.mark.parametrize("program", [hostile.FLOODER, hostile.CLOSER], ids=["floods", "closes"])
+def test_a_broken_channel_is_the_guest_s_own_loss(real_server: Server, deploy: DenoDeploy, program: str) -> None:
+    """Its row says that it does not answer, a call that its machine gave it up; the neighbour is well, and it can be
+    stopped."""
+    with deploy.sandbox.create() as neighbour, real_server.rest() as rest:
+
+        def until(key: str, value: object) -> dict[str, Any]:
+            deadline = time.monotonic() + 120
+            while (row := rest.get(f"/api/v1/sandboxes/{sandbox.id}").json())[key] != value:
+                assert time.monotonic() < deadline, row
+                assert says(neighbour, "meanwhile")
+                time.sleep(0.2)
+            found: dict[str, Any] = row
+            return found
+
+        with deploy.sandbox.create(timeout="10m") as sandbox:
+            sandbox.spawn("sudo", args=["python3", "-c", program], stdout="null", stderr="null")
+            until("unresponsive", True)
+            with pytest.raises(Exception, match=r"Isolate internal error: the machine's agent|sandbox's machine"):
+                sandbox.fs.read_text_file("/etc/hostname")
+            assert says(neighbour, "still")
+            assert rest.delete(f"/api/v3/sandbox/{sandbox.id}").status_code == 204
+            row = until("state", "stopped")
         assert (row["stop_reason"], row["stopped_by"]) == ("requested", row["creator"])
         assert says(neighbour, "alive")

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from django.utils import timezone
 
+from ide.gateway.access import TRIES
 from sandboxes.database import in_thread
 from sandboxes.models import Access, Exposure, Membership, Sandbox
 from sandboxes.services import lifecycle
@@ -104,6 +105,21 @@ async def test_a_password(gate: Any, home: Team, sandbox: Sandbox, served: int) 
         assert not [line for line in entered.json() if line.lower().startswith("authorization")]
         again = await client.get("/", headers={"Authorization": "Bearer of-the-application"})
         assert "Authorization: Bearer of-the-application" in again.json()
+
+
+async def test_passwords_are_not_guessed_for_long(gate: Any, home: Team, sandbox: Sandbox, served: int) -> None:
+    """However many are tried at once; whoever is in already is not kept out, and nobody is after a minute."""
+    made, _ = await exposed(home, sandbox, served, "password", password="correct horse")
+    another, _ = await exposed(home, sandbox, served + 1, "password", password="correct horse")
+    async with visitor(gate, made) as client, visitor(gate, made) as guest, visitor(gate, another) as elsewhere:
+        assert (await guest.get("/", auth=("", "correct horse"))).status_code == 200
+        answers = await asyncio.gather(*(client.get("/", auth=("", f"wrong {n}")) for n in range(TRIES + 5)))
+        assert sorted(answer.status_code for answer in answers) == [401] * TRIES + [429] * 5
+        late = await client.get("/", auth=("", "wrong"))
+        assert late.status_code == 429
+        assert 0 < int(late.headers["retry-after"]) <= 60
+        assert (await guest.get("/")).status_code == 200
+        assert (await elsewhere.get("/", auth=("", "wrong"))).status_code == 401
 
 
 async def test_members(gate: Any, home: Team, other: Team, sandbox: Sandbox, served: int) -> None:

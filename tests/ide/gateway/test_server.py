@@ -79,6 +79,46 @@ async def test_another_one_goes_on(identity: Path, home: Team, node: FakeNode) -
             assert (await client.get(f"https://{made.domain}/")).text == "hi"
 
 
+async def test_a_visitor_of_http_1_0(identity: Path, home: Team, node: FakeNode) -> None:
+    """Is answered as he understands: no chunks, and the end of the connection ends the answer."""
+    from ide.gateway.server import gateway
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0]
+        if first.endswith(b"HTTP/1.1") or b"/stubborn" in first:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.0 200 OK\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    sandbox = await lifecycle.sandbox_boot(sandbox=await in_thread(factories.sandbox, home))
+    first, last = map(int, free_ports(3).split("-"))
+    tls = ssl.create_default_context(cafile=identity / "ca.pem")
+    async with (
+        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
+        gateway(config(identity, ports=range(first, last + 1))),
+    ):
+        port = server.sockets[0].getsockname()[1]
+        made, _ = await in_thread(exposure_create, sandbox=sandbox, actor=home.member, port=port, access=Access.PUBLIC)
+        host, _, outside = made.domain.rpartition(":")
+
+        async def got(path: str, version: str) -> bytes:
+            reader, writer = await asyncio.open_connection(host, int(outside), ssl=tls)
+            writer.write(f"GET {path} HTTP/{version}\r\nHost: {made.domain}\r\nConnection: close\r\n\r\n".encode())
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+        async with asyncio.timeout(20):
+            assert (await got("/", "1.1")).endswith(b"\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+            old = await got("/", "1.0")
+            assert old.endswith(b"\r\n\r\nhi")
+            assert b"chunked" not in old
+            assert (await got("/stubborn", "1.0")).startswith(b"HTTP/1.1 502 ")
+
+
 async def test_names_below_a_domain(identity: Path, home: Team, node: FakeNode, settings: Any) -> None:
     """One port for all of them; a name that is nobody's, and one of another domain, are not found."""
     from ide.gateway.server import gateway

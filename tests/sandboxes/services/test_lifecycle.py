@@ -16,8 +16,9 @@ from sandboxes.background import spawn
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
 from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause
+from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import sandbox_get
-from sandboxes.services import changes, creation, lifecycle, suspension
+from sandboxes.services import changes, creation, lifecycle, streams, suspension
 from sandboxes.services.creation import Wanted
 from sandboxes.states import Move
 from tests import factories
@@ -51,6 +52,17 @@ async def test_stop(home: Team, node: FakeNode) -> None:
     assert (sandbox.stopped_by, sandbox.machine_removed, sandbox.env) == ("admin@home.example", True, {})
     assert sandbox.stopped_at is not None
     assert await node.machine_list() == []
+
+
+async def test_its_variables(home: Team, node: FakeNode) -> None:
+    """It knows its organization, as a Deno Sandbox does; what somebody sets by that name wins."""
+    name = "DENO_DEPLOY_ORGANIZATION_ID"
+    for given, found in (({}, home.organization.slug), ({name: "mine"}, "mine")):
+        sandbox = await booted(home, env=given)
+        async with await streams.guest_call(
+            sandbox=sandbox, method="envGet", params={"key": name}, actor=SYSTEM
+        ) as call:
+            assert await call.reply() == found
 
 
 async def test_what_it_may_reach_is_told_to_its_machine(home: Team, node: FakeNode) -> None:
