@@ -84,6 +84,39 @@ async def test_killed_it_adopts_and_settles(process: NodeProcess) -> None:
     assert process.leftovers() == []
 
 
+async def test_processor_time_is_counted_once(process: NodeProcess) -> None:
+    """As much as the kernel says that QEMU has used, over kills of the node, a suspend and a stop."""
+    node, machine = process.client, secrets.token_hex(16)
+    burn = ("timeout", "2", "sh", "-c", "while :; do :; done")
+
+    def used() -> float:
+        (pid,) = process.qemu_pids()
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    await boot(node, machine)
+    for _ in range(2):
+        await execute(node, machine, *burn)
+        process.kill()
+        process.start()
+        assert (await node.machine_wait(machine, timeout=20)).state is MachineState.READY
+    first = used()
+    assert first > 4
+    counted = (await node.machine_suspend(machine)).cpu_seconds
+    assert first - 0.1 <= counted < first + 3  # what the suspend itself takes is in it, all but its end
+    await node.machine_resume(machine)
+    assert (await node.machine_wait(machine, timeout=60)).state is MachineState.READY
+    await execute(node, machine, *burn)
+    process.kill()
+    process.start()
+    assert (await node.machine_wait(machine, timeout=20)).state is MachineState.READY
+    second = used()
+    assert second > 2
+    counted_twice = (await node.machine_stop(machine)).cpu_seconds
+    assert counted + second - 0.1 <= counted_twice < counted + second + 3
+    await node.machine_forget(machine)
+
+
 async def test_after_a_restart_of_the_host_everything_says_so(process: NodeProcess) -> None:
     """A record of another boot of the host is STOPPED with HOST_RESTARTED, and starts again on its disk."""
     node = process.client
