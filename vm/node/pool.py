@@ -28,7 +28,7 @@ from vm.storage.layout import LayerId, Layout
 log = logging.getLogger("atoll.node")
 
 _LOOK = 0.1  # seconds between looks at what there should be
-_CALM = 0.3  # seconds after a clone was taken: its first command is not to share the processors with the next clone
+_CALM = 0.25  # seconds after a clone was made or taken: a first command is not to share processors with the next clone
 _RETRY = 10.0  # seconds after a clone that could not be made
 _CLONE_MIB = 256  # about what one that waits holds: it is given back before anybody's machine has to go
 _WARM = ("true", "true", "true")  # fills QEMU's translations for what a first command needs
@@ -93,8 +93,7 @@ class Pool:
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
                 self._lent.append(machine)
-                if self._waiting:
-                    self.rest()
+                self.rest()
                 self._nudge.set()
                 return machine
         return None
@@ -269,6 +268,7 @@ class Pool:
             self._filling = None
         self._templates.worked(template.key)
         self._waiting.append(machine)
+        self.rest()  # whoever has waited for this one comes now
 
     async def drop(self, machine: Machine) -> None:
         """Give a clone back, with its disk."""

@@ -144,8 +144,15 @@ async def serving(
         writer.close()
 
     context = scene.authority.context(*(names or (API,)), alpn=("h2",))
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
         yield server.sockets[0].getsockname()[1], got
+    finally:
+        server.close()
+        # It waits for all of its connections, and whether one ends is not what is tested
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await server.wait_closed()
 
 
 @asynccontextmanager
