@@ -331,15 +331,20 @@ def test_volumes(cli: Cli) -> None:
     cli.run("volumes", "delete", "cli-data", status=4)
 
 
-def test_a_snapshot_of_a_sandbox(cli: Cli) -> None:
-    """Of its disk, or with its memory; it goes on."""
-    sandbox = cli.line("create")
+def test_a_snapshot_of_a_sandbox(cli: Cli, server: Server) -> None:
+    """Of its disk, or with its memory; it goes on, and another one begins with that disk."""
+    sandbox = cli.line("create", "--deny-net", "denied.example")
+    cli.run("exec", sandbox, "--", "sh", "-c", "echo kept > ~/note; sync")
     disk = cli.line("snapshots", "take", sandbox, "cli-disk")
     cli.line("snapshots", "take", sandbox, "cli-memory", "--memory")
     rows = {row["slug"]: row for row in cli.json("snapshots", "list", "--search", "cli-")}
     assert (rows["cli-disk"]["id"], rows["cli-disk"]["taken_of"]) == (disk, sandbox)
     assert (rows["cli-disk"]["memory_mb"], rows["cli-memory"]["memory_mb"]) == (0, 1280)
-    cli.run("kill", sandbox)
+    copy = cli.line("create", "--root", "cli-disk")
+    assert cli.json("show", copy)["root"] == disk
+    if server.kind == "real":
+        assert cli.line("exec", copy, "--", "cat", "/home/app/note") == "kept"
+    cli.run("kill", sandbox, copy)
     for slug in ("cli-disk", "cli-memory"):
         cli.run("snapshots", "delete", slug)
 

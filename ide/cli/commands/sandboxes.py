@@ -57,7 +57,9 @@ def _told(row: Row, as_json: bool) -> None:
 @click.option("-e", "--env", type=Pair(), multiple=True, help="A variable of every process in it; repeatable.")
 @click.option("--allow-net", multiple=True, metavar="HOST", help="Reach only this host; repeatable. Default: all.")
 @click.option("--no-net", is_flag=True, help="Reach no host at all.")
+@click.option("--deny-net", multiple=True, metavar="HOST", help="Never reach this host; repeatable.")
 @click.option("--volume", "volumes", multiple=True, metavar="VOLUME:PATH[:ro]", help="Mount a volume; repeatable.")
+@click.option("--root", default="", metavar="VOLUME", help="Boot from this volume or snapshot instead of the image.")
 @wait_option
 @json_option
 @signed_in
@@ -71,7 +73,9 @@ async def create(
     env: tuple[tuple[str, str], ...],
     allow_net: tuple[str, ...],
     no_net: bool,
+    deny_net: tuple[str, ...],
     volumes: tuple[str, ...],
+    root: str,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -86,7 +90,9 @@ async def create(
         "env": dict(env),
         "lifetime_seconds": timeout,
         "allow_net": list(allow_net) if allow_net or no_net else None,
+        "deny_net": list(deny_net),
         "volumes": [_mount(text) for text in volumes],
+        "root": root,
     }
     made = await client.call("POST", "/api/v1/sandboxes", body)
     _told(await settled(client, made["id"], "running") if wait else made, as_json)
