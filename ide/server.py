@@ -19,6 +19,8 @@ import structlog
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from django.core.signals import request_finished
+from django.db import connections
 from twisted.internet import defer, reactor
 from twisted.web import http
 
@@ -403,8 +405,14 @@ class BoundedServer(Server):  # type: ignore[misc]
         log.info("stopped", unfinished=len(tasks))
 
 
+def _close_connections(**_said: Any) -> None:
+    # A page's request has a thread of its own, which ends with it; what queries much does so in sandboxes.database's
+    connections.close_all()
+
+
 def serve(application: Any, *, bind: str, port: int, server: type[Server] = BoundedServer) -> None:
     """Serve the application until SIGTERM or SIGINT."""
+    request_finished.connect(_close_connections)
     host = bind.replace(":", r"\:")
     server(
         application,

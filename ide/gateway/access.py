@@ -6,6 +6,7 @@ server in a guest hears and says of cookies that are ours is left out.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -18,6 +19,7 @@ from django.contrib.auth.hashers import check_password
 from django.core import signing
 
 from ide.gateway.http1 import Headers, Request, Response
+from sandboxes.background import spawn
 from sandboxes.config import config
 from sandboxes.database import in_thread
 from sandboxes.models import Access, Exposure
@@ -34,7 +36,8 @@ COOKIE_SECONDS = 12 * 3600
 _RECHECK_SECONDS = 5.0
 _REMEMBERED = 1024
 TRIES = 20
-"""Wrong passwords of one exposure within a minute; each costs a third of a second, too."""
+"""Wrong passwords of one visitor's address for one exposure within a minute; each costs a third of a second, too."""
+TRIES_OF_ALL = 200
 _TRIES_SECONDS = 60.0
 
 
@@ -61,10 +64,11 @@ class Guard:
     def __init__(self) -> None:
         self._members: dict[tuple[int, int], tuple[float, bool]] = {}
         self._passwords: dict[tuple[int, bytes], float] = {}
-        self._tried: dict[int, list[float]] = {}
+        self._checks: dict[tuple[int, bytes], asyncio.Task[bool]] = {}
+        self._tried: dict[tuple[int, str], list[float]] = {}
 
-    async def admit(self, exposure: Exposure, request: Request) -> Admitted | Answer:
-        """Whether this request goes on. DatabaseError."""
+    async def admit(self, exposure: Exposure, request: Request, address: str) -> Admitted | Answer:
+        """Whether this request from that address goes on. DatabaseError."""
         if exposure.access == Access.PUBLIC:
             return Admitted(request)
         path, _, query = request.target.decode("latin-1").partition("?")
@@ -75,7 +79,7 @@ class Guard:
                 return Answer(403, "another site's page asks for this")
             return Admitted(request)
         if exposure.access == Access.PASSWORD:
-            return await self._by_password(exposure, request)
+            return await self._by_password(exposure, request, address)
         if exposure.access == Access.ORGANIZATION:
             here = f"{config()['origin']}/exposed/{exposure.public_id}?next={quote(request.target.decode('latin-1'))}"
             if request.method == b"GET" and b"text/html" in request.get(b"accept"):
@@ -124,40 +128,56 @@ class Guard:
         headers = ((b"Location", quote(target, safe="/?&=%#:@!$'()*+,;~[]").encode()), _cookie(exposure, user))
         return Answer(303, "come in", headers)
 
-    async def _by_password(self, exposure: Exposure, request: Request) -> Admitted | Answer:
+    async def _by_password(self, exposure: Exposure, request: Request, address: str) -> Admitted | Answer:
         given = _basic(request)
         if given is None:
             return Answer(
                 401, "a password is needed", ((b"WWW-Authenticate", b'Basic realm="Atoll", charset="UTF-8"'),)
             )
-        # Its check is slow on purpose, and programs send it with each request
+        # Its check is slow on purpose, and programs send it with each request, many at once
         key, now = (exposure.pk, hashlib.sha256(given.encode()).digest()), time.monotonic()
         if now - self._passwords.get(key, float("-inf")) > COOKIE_SECONDS:
-            tried = self._tries(exposure, now)
-            if len(tried) >= TRIES:
-                wait = str(math.ceil(tried[0] + _TRIES_SECONDS - now)).encode()
-                return Answer(429, "too many wrong passwords: wait a minute", ((b"Retry-After", wait),))
-            # Before it is known to be wrong: else a hundred at once were looked at
-            tried.append(now)
-            if not await in_thread(check_password, given, exposure.secret_hash):
+            if (checking := self._checks.get(key)) is None:
+                if wait := self._wait(exposure, address, now):
+                    return Answer(429, "too many wrong passwords: wait a minute", ((b"Retry-After", b"%d" % wait),))
+                # Counted before it is known to be wrong: else a hundred at once were looked at
+                for whose in (address, ""):
+                    self._tries(exposure, whose, now).append(now)
+                checking = spawn(self._check(exposure, given, address, now), name=f"password of {exposure.public_id}")
+                self._checks[key] = checking
+                checking.add_done_callback(lambda done: self._checks.pop(key, None))
+            if not await asyncio.shield(checking):
                 return Answer(401, "that is not it", ((b"WWW-Authenticate", b'Basic realm="Atoll", charset="UTF-8"'),))
-            if now in tried:
-                tried.remove(now)
-            if len(self._passwords) >= _REMEMBERED:
-                self._passwords.clear()
-            self._passwords[key] = now
         # It is none of the server's business
         headers = tuple((name, value) for name, value in request.headers if name.lower() != b"authorization")
         return Admitted(replace(request, headers=headers), (_cookie(exposure, None),))
 
-    def _tries(self, exposure: Exposure, now: float) -> list[float]:
-        """When passwords were tried within the last minute, oldest first."""
+    async def _check(self, exposure: Exposure, given: str, address: str, now: float) -> bool:
+        if not await in_thread(check_password, given, exposure.secret_hash):
+            return False
+        for whose in (address, ""):
+            if now in (tried := self._tries(exposure, whose, now)):
+                tried.remove(now)
+        if len(self._passwords) >= _REMEMBERED:
+            self._passwords.clear()
+        self._passwords[exposure.pk, hashlib.sha256(given.encode()).digest()] = now
+        return True
+
+    def _wait(self, exposure: Exposure, address: str, now: float) -> int:
+        """Seconds until another password may be tried, 0 for at once."""
+        for whose, most in ((address, TRIES), ("", TRIES_OF_ALL)):
+            tried = self._tries(exposure, whose, now)
+            if len(tried) >= most:
+                return math.ceil(tried[-most] + _TRIES_SECONDS - now)
+        return 0
+
+    def _tries(self, exposure: Exposure, whose: str, now: float) -> list[float]:
+        """When passwords were tried within the last minute from that address, or from any, oldest first."""
+        late = now - _TRIES_SECONDS
         if len(self._tried) >= _REMEMBERED:
-            self._tried = {
-                key: tried for key, tried in self._tried.items() if tried and tried[-1] > now - _TRIES_SECONDS
-            }
-        tried = self._tried.setdefault(exposure.pk, [])
-        tried[:] = [when for when in tried if when > now - _TRIES_SECONDS]
+            self._tried = {key: tried for key, tried in self._tried.items() if tried and tried[-1] > late}
+        tried = self._tried.setdefault((exposure.pk, whose), [])
+        tried[:] = [when for when in tried if when > late]
         return tried
 
 

@@ -98,8 +98,8 @@ class Request(Message):
 
     @property
     def upgrades(self) -> bool:
-        """Whether it asks for another protocol on this connection, as WebSocket does."""
-        return b"upgrade" in self.options(b"connection") and bool(self.get(b"upgrade"))
+        """Whether it asks for another protocol on this connection, as WebSocket does; HTTP/1.0 knows no such thing."""
+        return self.minor == 1 and b"upgrade" in self.options(b"connection") and bool(self.get(b"upgrade"))
 
     def body(self) -> Body:
         """Where its body ends. BadMessage for one that could end in two places."""

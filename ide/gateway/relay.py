@@ -112,7 +112,7 @@ class Relay:
         if self._directory.count(exposure) >= MOST_OF_ONE:
             return await self._refuse(503, f"{MOST_OF_ONE} connections are open to this port already")
         try:
-            admitted = await self._directory.guard.admit(exposure, request)
+            admitted = await self._directory.guard.admit(exposure, request, self._visitor.address)
         except DatabaseError as error:
             log.warning("a visitor could not be looked up", error=str(error))
             return await self._refuse(503, "the database does not answer: try again in a moment")
@@ -334,7 +334,8 @@ class _Exchange:
                 raise BadMessage("another protocol than was asked for", 502)
             if not response.informs:
                 return response
-            await self._visitor.send(http1.response_head(response, ()))
+            if self._request.minor:  # one of HTTP/1.0 would take it for the answer
+                await self._visitor.send(http1.response_head(response, ()))
 
 
 def _without_claims(request: Request) -> Request:

@@ -63,6 +63,7 @@ async def _tell_guest(sandbox: Sandbox, bundle: Bundle) -> bool:
     if before is None or before == sorted(bundle.env):
         return True
     await in_thread(sandbox.refresh_from_db)
+    plain = await in_thread(variables, sandbox)
     if sandbox.state != SandboxState.RUNNING or sandbox.unresponsive:
         return False
     try:
@@ -71,14 +72,19 @@ async def _tell_guest(sandbox: Sandbox, bundle: Bundle) -> bool:
                 if name not in before:
                     await _call(sandbox, "envSet", {"key": name, "value": placeholder})
             for name in set(before) - set(bundle.env):
-                if name in sandbox.env:
-                    await _call(sandbox, "envSet", {"key": name, "value": sandbox.env[name]})
+                if name in plain:
+                    await _call(sandbox, "envSet", {"key": name, "value": plain[name]})
                 else:
                     await _call(sandbox, "envDelete", {"key": name})
     except (VmError, TimeoutError) as error:
         log.info("a guest is yet to be told of its secrets", sandbox=sandbox.public_id, error=str(error))
         return False
     return True
+
+
+def variables(sandbox: Sandbox) -> dict[str, str]:
+    """What its processes find besides secrets: what is so for all of its organization, and what somebody chose."""
+    return {"DENO_DEPLOY_ORGANIZATION_ID": sandbox.organization.slug, **sandbox.env}
 
 
 def _names(sandbox: Sandbox) -> list[str] | None:

@@ -221,10 +221,15 @@ async def sandbox_boot(*, sandbox: Sandbox, asked: Asked | None = None) -> Sandb
         await in_thread(host_data.host_data_require)
         spec, bundle = await in_thread(machine_wanted, sandbox)
         info = await runtime.node().machine_start(spec, secrets=bundle.secrets)
+        there = info.state is MachineState.READY
+        if there:
+            # One of the pool: whoever is let in now finds a row that runs
+            await in_thread(sandbox_observe, sandbox=sandbox, info=info)
         if asked is not None:
             asked.set_result(info)
         await machine_given(sandbox, spec, bundle, env=True)
-        await sandbox_follow(sandbox=sandbox, info=info)
+        if not there:
+            await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:
         # A second boot of the same row: the first one, or the reconciler, follows the machine.
         pass
@@ -287,16 +292,12 @@ def machine_wanted(sandbox: Sandbox) -> tuple[MachineSpec, Bundle]:
         vcpus=sandbox.vcpus,
         disk_gib=sandbox.disk_gib,
         # Where a variable and a secret have one name the secret wins.
-        identity=Identity(hostname=_hostname(sandbox), env={**_default_env(sandbox), **sandbox.env, **bundle.env}),
+        identity=Identity(hostname=_hostname(sandbox), env={**delivery.variables(sandbox), **bundle.env}),
         policy=policy_now(sandbox=sandbox),
         volumes=mounts.mounts_for_machine(sandbox=sandbox),
         root=sandbox.root.disk if sandbox.root else "",
     )
     return spec, bundle
-
-
-def _default_env(sandbox: Sandbox) -> dict[str, str]:
-    return {"DENO_DEPLOY_ORGANIZATION_ID": sandbox.organization.slug}
 
 
 def _hostname(sandbox: Sandbox) -> str:

@@ -155,7 +155,8 @@ async def guest_ready(*, sandbox: Sandbox, timeout: float = 300, asked: Asked | 
     deadline = time.monotonic() + timeout
     if asked is not None:
         await asyncio.wait({asked}, timeout=timeout)
-        if asked.done() and (info := asked.result()) is not None and info.state is MachineState.READY:
+        info = asked.result() if asked.done() else None
+        if info is not None and info.state is MachineState.READY and sandbox.state == SandboxState.RUNNING:
             return  # one from the pool
     while (left := deadline - time.monotonic()) > 0:
         await in_thread(sandbox.refresh_from_db)

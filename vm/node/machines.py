@@ -330,7 +330,7 @@ class Machines:
             self.starter.groups.close()
         await self.doors.close()
         for disk in self.templates.layers():
-            self.starter.drop_spare(disk)
+            self.starter.spares.drop(disk)
         for machine in self.known.values():
             if machine.channel is not None:
                 await machine.channel.close()

@@ -108,7 +108,7 @@ class Pool:
         self._lent.remove(machine)
 
     def rest(self) -> None:
-        """Somebody has just got a machine: leave the processors to its first command."""
+        """Somebody has just got a machine, or is about to: leave the processors to its first command."""
         self._calm_until = time.monotonic() + _CALM
 
     def gone(self, body: str) -> bool:
@@ -203,7 +203,7 @@ class Pool:
         if time.monotonic() < self._calm_until:
             return False
         if warm is not None and (template := self._templates.find(warm)) is not None:
-            await self._starter.lay_spare(template.key, disk=template.disk, size_gib=template.size.disk_gib)
+            await self._starter.spares.lay(template.key, disk=template.disk, size_gib=template.size.disk_gib)
         step = next_step(
             granted=self._granted(),
             waiting=waiting,
@@ -257,10 +257,11 @@ class Pool:
         except asyncio.CancelledError:
             await self.drop(machine)
             raise
-        except (HostFull, TooSlow):
+        except (HostFull, TooSlow, TimeoutError):
+            # A host that is busy with others' machines: that says nothing of the template
             await self.drop(machine)
             raise
-        except (VmError, OSError, TimeoutError):
+        except (VmError, OSError):
             self._templates.failed(template.key, list(record.stages)[-1] if record.stages else "")
             await self.drop(machine)
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 from vm.storage.layout import Layout
 
 _LOOK = 0.002  # seconds
-_LATER = 10  # as nice(1): a tenth of what somebody's machine gets beside it, and all of what nobody needs
+_LATER = 5  # as nice(1): a third of what somebody's machine gets beside it, and all of what nobody needs
 
 
 def qemu_kill(layout: Layout, name: str) -> None:
@@ -46,8 +46,9 @@ def _collected(process: int, until: float) -> bool:
 
 
 def turn_after_others(pid: int) -> None:
-    """Let a process have its turns after the machines that are somebody's. Without root nothing happens."""
-    _nice(pid, _LATER)
+    """Let a process have its turns after the machines that are somebody's, where only root may undo that."""
+    if os.geteuid() == 0:
+        _nice(pid, _LATER)
 
 
 def qemu_like_others(layout: Layout, name: str) -> None:
@@ -58,16 +59,17 @@ def qemu_like_others(layout: Layout, name: str) -> None:
 
 @contextmanager
 def after_others() -> Iterator[None]:
-    """Let this thread have its turn after the machines that are somebody's."""
+    """Let this thread have its turn after the machines that are somebody's, where it may have it back."""
+    if os.geteuid() != 0:
+        yield
+        return
     thread = threading.get_native_id()
     before = os.getpriority(os.PRIO_PROCESS, thread)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, thread, max(before, _LATER))
+    os.setpriority(os.PRIO_PROCESS, thread, max(before, _LATER))
     try:
         yield
     finally:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, before)
+        os.setpriority(os.PRIO_PROCESS, thread, before)
 
 
 def _nice(pid: int, value: int) -> None:

@@ -40,20 +40,20 @@ from vm.node.asking import ask
 from vm.node.config import NodeConfig
 from vm.node.doors import Doors
 from vm.node.lanes import SAVING, Lanes, TooSlow
-from vm.node.process import after_others, qemu_end, turn_after_others
+from vm.node.process import qemu_end, turn_after_others
 from vm.node.randomness import renew
 from vm.node.records import Names, Record
 from vm.node.scribe import Scribe
+from vm.node.spares import Spares
 from vm.node.stages import side_by_side, timed, together
 from vm.storage.images import image_find
-from vm.storage.layout import BodyId, LayerId, Layout, private_directory
+from vm.storage.layout import BodyId, Layout, private_directory
 from vm.storage.qcow2 import overlay_create, sync
 
 log = logging.getLogger("atoll.node")
 
 # The same in every machine, each in a namespace of its own: a clone of one must fit where another was.
 MAC = "52:54:00:a7:01:01"
-_HEADER_SPARE = 4096  # bytes: what another machine's names may be longer
 _TOLD_LATE = 10.0  # seconds after which libvirt tells nothing more of a domain's end
 _CLOSING = 1.0  # seconds that a QEMU may take to end by itself; libvirt then kills it
 _QUICK = 30.0  # seconds that a blocking step may take before it has failed
@@ -91,6 +91,7 @@ class Starter:
         self.groups = None if self._libvirt_bounds else ControlGroups(names.prefix.rstrip("-"))
         user = pwd.getpwnam(config.machine_user)
         self.owner = (user.pw_uid, user.pw_gid)
+        self.spares = Spares(layout, lanes, scratch, self.owner)
 
     async def start(self, record: Record, changed: Callable[[bool, str], None]) -> Channel:
         """Bring the machine up to an agent with its identity, by `record.origin`; on failure only its disk is left.
@@ -214,23 +215,24 @@ class Starter:
             self._layout.agent(record.body).unlink(missing_ok=True)
             if self.groups is not None:
                 self.groups.release(record.body)
-            leaving = spawn(self._leave(record, destroy=ended), name=f"leave {record.body}")
+            leaving = spawn(self._leave(name, destroy=ended), name=f"leave {name}")
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
 
-    async def _leave(self, record: Record, *, destroy: bool) -> None:
-        name = self._names.of(record.body)
+    async def _leave(self, name: str, *, destroy: bool) -> None:
+        # By name: the machine may have its next body by now
         try:
             if destroy:
-                await self._blocking(record, lambda: domains.domain_destroy(self._conn, name))
+                await self._lanes.run(name, lambda: domains.domain_destroy(self._conn, name), deadline=_QUICK)
         finally:
             # libvirt's last words are in it
             (self._layout.libvirt / "log" / "qemu" / f"{name}.log").unlink(missing_ok=True)
             self._lanes.forget(name)
 
     async def close(self) -> None:
-        """Wait until libvirt has let go of what was released."""
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        """Wait until libvirt has let go of what was released; if it hangs, the next node's finds dead processes."""
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_CLOSING)
 
     async def _undo(self, record: Record) -> None:
         # The memory of one that goes on is in its domain only: whatever failed since, and whoever waits no more
@@ -326,7 +328,7 @@ class Starter:
         tap_move(record.tap, name)
         try:
             pid = int(pid_file.read_text())
-            if not record.machine:
+            if record.origin is Origin.CLONE and not record.machine:
                 turn_after_others(pid)
             if self.groups is not None:
                 self.groups.bound(record.body, pid, self._bounds(record))
@@ -350,7 +352,7 @@ class Starter:
         try:
             xml = self._moved(record, source)
             with suppress(FileNotFoundError):
-                self._spare(record.disks[1]).rename(image)
+                self.spares.image(record.disks[1]).rename(image)
                 if save_image.rewrite_in_place(image, xml):
                     return
             save_image.clone(source, image, xml)
@@ -358,44 +360,6 @@ class Starter:
             raise HypervisorError(f"the template is no good: {error}") from error
         except OSError as error:
             raise HostFull(f"no memory for a clone's image ({error.strerror})") from error
-
-    def _spare(self, layer: LayerId) -> Path:
-        # Called as the template's disk is: one that is baked anew has the same key, but another disk
-        return self._scratch / f"{layer}.spare"
-
-    async def lay_spare(self, template: str, *, disk: LayerId, size_gib: int) -> None:
-        """Have what a clone is made of ready: an empty layer over the template's `disk`, and a copy of its image.
-
-        The next clone only gives them names of its own.
-        """
-
-        @after_others()
-        def lay() -> None:
-            overlay = self._layout.spare(disk)
-            if not overlay.exists():
-                with suppress(VmError):  # the clone makes its own then, or says why not
-                    backing = self._layout.disk(disk)
-                    overlay_create(
-                        overlay, backing=backing, backing_format="qcow2", size_gib=size_gib, owner=self.owner
-                    )
-            source, spare = self._layout.template(template) / "memory.save", self._spare(disk)
-            if spare.exists():
-                return
-            fresh = spare.with_suffix(".new")
-            try:
-                save_image.clone(source, fresh, save_image.read(source).xml, spare=_HEADER_SPARE)
-                fresh.rename(spare)
-            except (OSError, ValueError):
-                # Without a spare it takes longer, and whoever starts from the template says what is wrong with it
-                fresh.unlink(missing_ok=True)
-
-        with suppress(HypervisorError):
-            await self._lanes.run("spare", lay, deadline=_QUICK)
-
-    def drop_spare(self, disk: LayerId) -> None:
-        """The template with that disk is no more."""
-        self._spare(disk).unlink(missing_ok=True)
-        self._layout.spare(disk).unlink(missing_ok=True)
 
     def _restore(self, image: Path, record: Record) -> None:
         self._layout.agent(record.body).unlink(missing_ok=True)

@@ -292,7 +292,7 @@ class Templates:
             raise ValueError("a template has a key")
         self._failures.pop(key, None)
         if (template := self._known.pop(key, None)) is not None:
-            self._starter.drop_spare(template.disk)
+            self._starter.spares.drop(template.disk)
         # Out of the way of one that is baked anew; hundreds of megabytes are no work for the event loop
         past = self._layout.templates / f".{secrets.token_hex(8)}"
         with suppress(OSError):

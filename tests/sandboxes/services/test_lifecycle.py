@@ -15,7 +15,7 @@ from django.utils import timezone
 from sandboxes.background import spawn
 from sandboxes.database import in_thread
 from sandboxes.errors import Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
-from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause
+from sandboxes.models import AuditEntry, Event, Kind, Organization, Sandbox, SandboxState, StopCause, TimelineEntry
 from sandboxes.permissions import SYSTEM
 from sandboxes.selectors.sandboxes import sandbox_get
 from sandboxes.services import changes, creation, lifecycle, streams, suspension
@@ -23,7 +23,7 @@ from sandboxes.services.creation import Wanted
 from sandboxes.states import Move
 from tests import factories
 from tests.factories import Team
-from vm.api import MachineState, StopReason
+from vm.api import MachineInfo, MachineSpec, MachineState, StopReason
 from vm.errors import HostFull, NodeUnreachable
 from vm.fake import FakeNode
 
@@ -52,6 +52,26 @@ async def test_stop(home: Team, node: FakeNode) -> None:
     assert (sandbox.stopped_by, sandbox.machine_removed, sandbox.env) == ("admin@home.example", True, {})
     assert sandbox.stopped_at is not None
     assert await node.machine_list() == []
+
+
+async def test_whoever_is_let_in_finds_a_row_that_runs(
+    home: Team, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the node has a machine at once, as from its pool."""
+    start = node.machine_start
+
+    async def at_once(spec: MachineSpec, **told: Any) -> MachineInfo:
+        await start(spec, **told)
+        return await node.machine_wait(spec.machine, timeout=30)
+
+    monkeypatch.setattr(node, "machine_start", at_once)
+    sandbox = await in_thread(factories.sandbox, home)
+    asked = lifecycle.sandbox_boot_beside(sandbox=sandbox)
+    await streams.guest_ready(sandbox=sandbox, asked=asked)
+    row = await in_thread(Sandbox.objects.get, pk=sandbox.pk)
+    assert row.state == SandboxState.RUNNING
+    entries = TimelineEntry.objects.filter(sandbox=row, state=SandboxState.RUNNING)
+    assert await in_thread(entries.count) == 1
 
 
 async def test_its_variables(home: Team, node: FakeNode) -> None:

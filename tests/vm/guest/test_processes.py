@@ -10,6 +10,7 @@ import pytest
 
 from tests.vm.guest.conftest import RunningAgent
 from tests.vm.guest.host import Host, children
+from vm.background import spawn
 from vm.guest.agent.spawner import IGNORED_BY_AGENT
 
 SUCCESS = {"success": True, "code": 0, "signal": None, "oom": None}
@@ -360,10 +361,21 @@ async def test_a_child_waits_to_be_told_what_to_run(host: Host, agent: RunningAg
 
 async def test_a_child_that_was_killed_while_it_waited_is_nobodys(host: Host, agent: RunningAgent) -> None:
     """Its end is told of to nobody, and what is started next has a child of its own."""
-    for _ in range(5):
-        await host.run("true")
-        os.kill(await spare(agent), signal.SIGKILL)
-        assert await host.run("echo", "hello") == (SUCCESS, b"hello\n")
+    await host.run("true")
+    os.kill(await spare(agent), signal.SIGKILL)
+    assert await host.run("echo", "hello") == (SUCCESS, b"hello\n")
+
+
+async def test_a_child_that_is_killed_as_it_is_told_has_run_nothing(host: Host, agent: RunningAgent) -> None:
+    """Another one runs the command, once."""
+    await host.run("true")
+    child = await spare(agent)
+    os.kill(child, signal.SIGSTOP)
+    asked = spawn(host.run("echo", "hello"), name="run")
+    await asyncio.sleep(0.5)  # the request is in its socket
+    assert not asked.done()
+    os.kill(child, signal.SIGKILL)
+    assert await asked == (SUCCESS, b"hello\n")
 
 
 async def test_a_child_has_nothing_open_but_what_it_is_told_by(host: Host, agent: RunningAgent) -> None:

@@ -89,7 +89,7 @@ def working_pool(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pool, li
     templates: Any = SimpleNamespace(
         find=lambda size: template if size == WARM else None, sizes=lambda: [WARM], may_bake=lambda size: True
     )
-    starter: Any = SimpleNamespace(lay_spare=lambda *key, **spare: _nothing())
+    starter: Any = SimpleNamespace(spares=SimpleNamespace(lay=lambda *key, **spare: _nothing()))
     config = NodeConfig(place, place, place, warm=(512, 1, 10), pool_floor=1, pool_ceiling=1)
     anything: Any = None
     made = Pool(config, Layout(place), anything, anything, anything, starter, templates, lambda: True)

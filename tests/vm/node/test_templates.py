@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,11 @@ class Host:
     def versions(self) -> tuple[int, int]:
         return self.qemu
 
-    def drop_spare(self, disk: str) -> None:
+    @property
+    def spares(self) -> Any:
+        return SimpleNamespace(drop=self._dropped)
+
+    def _dropped(self, disk: str) -> None:
         self.layout.spare(disk).unlink(missing_ok=True)
 
     def start(self, snapshots: set[str] | None = None) -> Templates:

@@ -36,7 +36,7 @@ MAX_REQUEST = 4 * 2**20
 _MAX_FDS = 4
 _HEARD = b"heard "  # what a child says first: one that was killed while it waited says nothing
 _SPARE_AFTER = 0.03  # seconds without a request after which a child is made in advance: what was started goes first
-_SPARE_AGAIN = 1.0  # ... and after a fork that failed
+_SPARE_AGAIN = 1.0  # ... and after a fork that failed, or a child that was killed while it waited
 IGNORED_BY_AGENT = (
     *(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
@@ -305,7 +305,8 @@ class _Server:
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
-                self._reap()
+                if self._reap():
+                    patience = _SPARE_AGAIN
             if self._socket.fileno() in ready and not self._requests():
                 return
             if not ready:
@@ -321,17 +322,19 @@ class _Server:
         except OSError:
             os._exit(1)  # no agent any more
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Tell of all that have ended; whether the child that waits was among them."""
+        lost = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return lost
             if pid == 0:
-                return
+                return lost
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.close()
-                self._spare = None
+                self._spare, lost = None, True
             elif pid in self._alive:
                 self._alive.discard(pid)
                 self._send({"exit": pid, "status": status})
