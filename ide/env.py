@@ -273,8 +273,6 @@ def sqlite(path: Path) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(path),
-        # A new connection costs more than what most of them are for
-        "CONN_MAX_AGE": 60,
         "OPTIONS": {
             "timeout": 20,
             # A deferred transaction that reads first and writes later fails at once when another wrote in between.

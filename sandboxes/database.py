@@ -10,7 +10,7 @@ from functools import partial
 from django.db import close_old_connections
 
 THREADS = 4
-"""SQLite has one writer anyway. Each thread keeps its connection."""
+"""SQLite has one writer anyway; on PostgreSQL each thread keeps one connection."""
 executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database")
 
 
