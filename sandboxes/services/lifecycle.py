@@ -225,9 +225,10 @@ async def sandbox_boot(*, sandbox: Sandbox, asked: Asked | None = None) -> Sandb
         if there:
             # One of the pool: whoever is let in now finds a row that runs
             await in_thread(sandbox_observe, sandbox=sandbox, info=info)
+        await machine_given(sandbox, spec, bundle, env=True)
+        # Not before: JavaScript's SDK sets its variables anew as soon as it is let in, and a secret's is known by then
         if asked is not None:
             asked.set_result(info)
-        await machine_given(sandbox, spec, bundle, env=True)
         if not there:
             await sandbox_follow(sandbox=sandbox, info=info)
     except MachineExists:

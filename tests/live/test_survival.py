@@ -101,9 +101,9 @@ async def test_processor_time_is_counted_once(process: NodeProcess) -> None:
         process.start()
         assert (await node.machine_wait(machine, timeout=20)).state is MachineState.READY
     first = used()
-    assert first > 4
+    assert first > 1
     counted = (await node.machine_suspend(machine)).cpu_seconds
-    assert first - 0.1 <= counted < first + 3  # what the suspend itself takes is in it, all but its end
+    assert first - 0.1 <= counted < first + 5  # what the suspend itself takes is in it, all but its end
     await node.machine_resume(machine)
     assert (await node.machine_wait(machine, timeout=60)).state is MachineState.READY
     await execute(node, machine, *burn)
@@ -111,9 +111,9 @@ async def test_processor_time_is_counted_once(process: NodeProcess) -> None:
     process.start()
     assert (await node.machine_wait(machine, timeout=20)).state is MachineState.READY
     second = used()
-    assert second > 2
+    assert second > 0.5
     counted_twice = (await node.machine_stop(machine)).cpu_seconds
-    assert counted + second - 0.1 <= counted_twice < counted + second + 3
+    assert counted + second - 0.1 <= counted_twice < counted + second + 5
     await node.machine_forget(machine)
 
 
