@@ -1,7 +1,8 @@
 """A small HTTP server of the standard library alone, for running inside a sandbox: prints its port.
 
-/ tells the request; /echo gives its body back as chunks as it comes; /events sends one a moment; /big?n that many
-bytes; /ws echoes WebSocket messages; /forever sends until nobody reads, and notes in ./sent how much.
+/ tells the request; /echo gives its body back as chunks as it comes; /events sends three, the next
+one once /seen was asked for; /big?n that many bytes; /ws echoes WebSocket messages; /forever sends until nobody reads,
+and notes in ./sent how much.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import sys
 from collections.abc import AsyncIterator
 
 BLOCK = bytes(range(256)) * 256
+SEEN: asyncio.Queue[None] = asyncio.Queue()
+"""What visitors have seen of the events."""
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,8 +64,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         for number in range(3):
             writer.write(b"data: %d\n\n" % number)
             await writer.drain()
-            await asyncio.sleep(0.7)
+            await SEEN.get()
         return False
+    elif path == "/seen":
+        SEEN.put_nowait(None)
+        head("204 No Content")
     elif path == "/big":
         size = int(query)
         head("200 OK", f"Content-Length: {size}")

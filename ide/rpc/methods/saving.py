@@ -25,6 +25,7 @@ class _Changed(Exception):
 class _File:
     """What the guest says of a file."""
 
+    atime: str
     mtime: str
     size: int
     mode: int
@@ -61,7 +62,7 @@ async def _write(connection: Connection, path: str, content: str, expected: Any)
         there = _file(await connection.ask("fileStat", handle, session=True))
         if not (there.alone and await _replace(connection, path, content, there, expected)):
             await _expect(connection, path, expected)
-            await _write_over(connection, handle, content.encode("utf-8", "replace"), there.size)
+            await _write_over(connection, handle, content.encode("utf-8", "replace"), there)
     finally:
         await connection.ask("fileClose", handle, session=True)
 
@@ -88,14 +89,17 @@ async def _replace(connection: Connection, path: str, content: str, there: _File
     return True
 
 
-async def _write_over(connection: Connection, handle: dict[str, Any], data: bytes, size: int) -> None:
-    """Over the old content of `size` bytes; what goes beyond it first, because that alone needs room on the disk."""
+async def _write_over(connection: Connection, handle: dict[str, Any], data: bytes, there: _File) -> None:
+    """Over what is there; what goes beyond it first, because that alone needs room on the disk."""
     try:
-        await _write_at(connection, handle, size, data[size:])
+        await _write_at(connection, handle, there.size, data[there.size :])
     except GuestFailed:
-        await connection.ask("fileTruncate", {**handle, "size": size}, session=True)
+        await connection.ask("fileTruncate", {**handle, "size": there.size}, session=True)
+        # By its time the next save would take the file for one that somebody else has changed; only its owner may
+        with contextlib.suppress(GuestFailed):
+            await connection.ask("fileUtime", {**handle, "atime": there.atime, "mtime": there.mtime}, session=True)
         raise
-    await _write_at(connection, handle, 0, data[:size])
+    await _write_at(connection, handle, 0, data[: there.size])
     await connection.ask("fileTruncate", {**handle, "size": len(data)}, session=True)
 
 
@@ -129,6 +133,7 @@ async def _look(connection: Connection, path: str) -> _File:
 def _file(said: Any) -> _File:
     try:
         return _File(
+            said["atime"],
             said["mtime"],
             int(said["size"]),
             stat.S_IMODE(said["mode"]),

@@ -126,7 +126,7 @@ async def test_endless_pattern_holds_up_nobody(host: Host, tree: Path, agent: An
     began = time.monotonic()
 
     assert await host.ok("ping")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     while not (busy := await searching(agent)):
         assert time.monotonic() - began < 10
         await asyncio.sleep(0.02)

