@@ -7,11 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 
 THREADS = 4
-"""SQLite has one writer anyway; on PostgreSQL each thread keeps one connection."""
-executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database")
+"""SQLite has one writer anyway. Each thread keeps one connection."""
+_KEPT = 60  # seconds: a new connection costs more than what most of them are for
+
+
+def _keep() -> None:
+    # Its own copy: pages and commands, whose threads end with their work, go on with the settings' value
+    connection.settings_dict = {**connection.settings_dict, "CONN_MAX_AGE": _KEPT}
+
+
+executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database", initializer=_keep)
 
 
 def _call[R](work: Callable[[], R]) -> R:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from datetime import timedelta
 from itertools import islice
+from typing import cast
 
 from django.db.models import Q
 from django.utils import timezone
@@ -50,8 +52,10 @@ def sandbox_list(
     if not active:
         # After the others: what stops in between is found twice rather than not at all
         ended = rows.filter(over, stopped_at__gte=timezone.now() - SHOWN_FOR).order_by("-stopped_at")
-        matching = (row for row in (ended if wanted else ended[:limit]).iterator() if wanted <= row.labels.items())
-        found |= {row.pk: row for row in islice(matching, limit)}
+        # Closed, because a read that is left open would keep its connection's view of the database
+        with closing(cast(Generator[Sandbox], (ended if wanted else ended[:limit]).iterator())) as newest:
+            matching = (row for row in newest if wanted <= row.labels.items())
+            found |= {row.pk: row for row in islice(matching, limit)}
     return sorted(found.values(), key=lambda row: row.created_at, reverse=True)
 
 

@@ -10,11 +10,11 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 from vm.errors import HypervisorError
 from vm.host.run import CommandFailed, run
@@ -67,7 +67,7 @@ def tap_move(tap: str, name: str) -> None:
 
     HypervisorError if it is not there.
     """
-    with IPRoute() as links, _opened(name) as target:
+    with _links() as links, _opened(name) as target:
         found = links.link_lookup(ifname=tap)
         if not found:
             raise HypervisorError(f"the tap {tap} is not in the host's namespace")
@@ -75,7 +75,7 @@ def tap_move(tap: str, name: str) -> None:
 
         def inside() -> None:
             os.setns(target.fd, os.CLONE_NEWNET)
-            with IPRoute() as there:
+            with _links() as there:
                 index = there.link_lookup(ifname=tap)[0]
                 there.addr("add", index=index, address=GATEWAY, prefixlen=PREFIX)
                 there.link("set", index=index, state="up")
@@ -103,10 +103,15 @@ def tap_names(prefix: str) -> list[str]:
 
 
 def tap_remove(tap: str) -> None:
-    """Delete a link from the host's namespace. Repeatable."""
-    with IPRoute() as links:
+    """Delete a link from the host's namespace, if it does not go by itself. Repeatable; HypervisorError."""
+    with _links() as links:
         for index in links.link_lookup(ifname=tap):
-            links.link("del", index=index)
+            try:
+                links.link("del", index=index)
+            except NetlinkError as error:
+                # A tap goes with its last user, which libvirt may still be
+                if error.code != errno.ENODEV:
+                    raise
 
 
 def in_namespace(name: str, work: Callable[[], None]) -> None:
@@ -125,13 +130,22 @@ def namespace_inspect(name: str) -> dict[str, list[str]]:
     seen: dict[str, list[str]] = {}
 
     def look() -> None:
-        with IPRoute() as there:
+        with _links() as there:
             seen["links"] = [link.get("IFLA_IFNAME") for link in there.get_links()]
             seen["addresses"] = [address.get("IFA_ADDRESS") for address in there.get_addr()]
             seen["routes"] = [str(route.get("RTA_DST")) for route in there.get_routes()]
 
     in_namespace(name, look)
     return seen
+
+
+@contextmanager
+def _links() -> Iterator[IPRoute]:
+    try:
+        with IPRoute() as links:
+            yield links
+    except NetlinkError as error:
+        raise HypervisorError(f"the host's network refused: {error}") from error
 
 
 class _opened:

@@ -138,6 +138,27 @@ class Ending:
 
     async def _ended(self, machine: Machine, reason: StopReason, detail: str, *, ask: bool, again: bool) -> None:
         record = machine.record
+        try:
+            left = await self._take_apart(machine, ask=ask)
+        finally:
+            # Also where it failed: whoever asks for its stop then begins once more
+            machine.ending = None
+        if left:
+            detail = f"{detail}; not everything of it could be removed: {left}".removeprefix("; ")
+        if again and not left and not self._booting.closing:
+            log.warning("machine %s is booted once more: %s", record.machine, detail)
+            if record.fresh and record.origin in (Origin.COLD, Origin.CLONE, Origin.POOL):
+                record.disks = []
+            self._booting.new_body(record)
+            record.enter(MachineState.QUEUED)
+            self._roster.save(record)
+            self._booting.enqueue(machine)
+        else:
+            self._roster.stopped(machine, reason, detail)
+
+    async def _take_apart(self, machine: Machine, *, ask: bool) -> str:
+        """Leave nothing of it but its disk; why something could not be removed."""
+        record = machine.record
         if machine in self._roster.queue:
             self._roster.queue.remove(machine)
         self._doors.shut(record.body)
@@ -160,18 +181,6 @@ class Ending:
         try:
             await self._starter.release(record)
         except (VmError, OSError) as error:
-            why = error.detail if isinstance(error, VmError) else str(error)
-            detail = f"{detail}; not everything of it could be removed: {why}".removeprefix("; ")
             log.exception("machine %s", record.machine)
-            again = False
-        machine.ending = None
-        if again and not self._booting.closing:
-            log.warning("machine %s is booted once more: %s", record.machine, detail)
-            if record.fresh and record.origin in (Origin.COLD, Origin.CLONE, Origin.POOL):
-                record.disks = []
-            self._booting.new_body(record)
-            record.enter(MachineState.QUEUED)
-            self._roster.save(record)
-            self._booting.enqueue(machine)
-        else:
-            self._roster.stopped(machine, reason, detail)
+            return error.detail if isinstance(error, VmError) else str(error)
+        return ""

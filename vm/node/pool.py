@@ -89,7 +89,7 @@ class Pool:
 
     def take(self, size: Size) -> Machine | None:
         """A clone that waits, which is the caller's from now on; it is paused, and has no identity."""
-        for machine in self._waiting:
+        for machine in reversed(self._waiting):
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
                 self._lent.append(machine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import socket
 import struct
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from vm.errors import HypervisorError
 from vm.host.run import run
@@ -60,6 +62,22 @@ def test_closed_before_it_has_a_name(name: str) -> None:
     namespace_remove(name)
     namespace_remove(name)
     assert namespace_names(name) == []
+
+
+def test_a_tap_may_go_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last user ends while it is being removed: that is no failure."""
+    _ip("tuntap", "add", "dev", name, "mode", "tap")
+
+    class Links(IPRoute):  # type: ignore[misc]
+        def link_lookup(self, ifname: str) -> list[int]:
+            index = socket.if_nametoindex(ifname)
+            _ip("link", "del", ifname)
+            return [index]
+
+    monkeypatch.setattr("vm.net.namespace.IPRoute", Links)
+    tap_remove(name)
+    monkeypatch.undo()
+    assert tap_names(name) == []
 
 
 def test_bad_rules_leave_nothing(name: str) -> None:
