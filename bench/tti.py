@@ -56,7 +56,8 @@ def _one() -> tuple[float, float]:
     with DenoDeploy().sandbox.create(memory_mb=MEMORY) as sandbox:
         sandbox.spawn("true", stdout="null", stderr="null").wait()
         took = time.monotonic() - began
-    return took, time.monotonic() - began
+        sandbox.kill()
+        return took, time.monotonic() - began
 
 
 def _tries(count: int, before: Callable[[], None] = lambda: None) -> tuple[list[float], list[float], int]:

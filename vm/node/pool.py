@@ -88,7 +88,7 @@ class Pool:
         self._nudge.set()
 
     def take(self, size: Size) -> Machine | None:
-        """A clone that waits, which is the caller's from now on; it is paused, and has no identity."""
+        """The newest clone that waits, which is the caller's from now on; it is paused, and has no identity."""
         for machine in reversed(self._waiting):
             if size_of(machine.record) == size and machine.channel is not None and machine.channel.up:
                 self._waiting.remove(machine)
