@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,13 @@ async def test_a_clone_that_was_taken_is_somebodys_all_the_time(tmp_path: Path) 
     assert (made.bodies(), made.layers(), made.committed_mib) == ({BODY}, {DISK}, 0)
     made.given(clone)
     assert (made.bodies(), made.layers()) == (set(), set())
+
+
+async def test_the_newest_is_taken_first(tmp_path: Path) -> None:
+    made, older = pool(tmp_path)
+    newer = Machine(replace(older.record, body="c" * 32), channel=older.channel)
+    made._waiting.append(newer)
+    assert [made.take(size_of(older.record)) for _ in range(3)] == [newer, older, None]
 
 
 async def test_a_clone_that_nobody_wants_any_more_is_dropped(tmp_path: Path) -> None:
