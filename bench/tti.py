@@ -89,7 +89,9 @@ async def _later(delay: float) -> float | None:
     try:
         async with AsyncDenoDeploy().sandbox.create(memory_mb=MEMORY) as sandbox:
             await (await sandbox.spawn("true", stdout="null", stderr="null")).wait()
-            return time.monotonic() - began
+            took = time.monotonic() - began
+            await sandbox.kill()
+            return took
     except Exception as error:
         print(f"  a create failed: {error!r}")
         return None

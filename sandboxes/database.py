@@ -11,12 +11,14 @@ from django.db import close_old_connections, connection
 
 THREADS = 4
 """SQLite has one writer anyway. Each thread keeps one connection."""
-_KEPT = 60  # seconds: a new connection costs more than what most of them are for
+_KEPT = 60  # seconds, then the next call makes a new one: that costs more than what most of them are for
 
 
 def _keep() -> None:
-    # Its own copy: pages and commands, whose threads end with their work, go on with the settings' value
-    connection.settings_dict = {**connection.settings_dict, "CONN_MAX_AGE": _KEPT}
+    # Its own copy: pages and commands, whose threads end with their work, go on with the settings' value. PostgreSQL
+    # has one that says how long.
+    if connection.vendor == "sqlite":
+        connection.settings_dict = {**connection.settings_dict, "CONN_MAX_AGE": _KEPT}
 
 
 executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database", initializer=_keep)

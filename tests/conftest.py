@@ -7,6 +7,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -78,8 +79,12 @@ def postgres() -> Iterator[dict[str, Any]]:
             time.sleep(0.1)
         yield {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "atoll", "HOST": str(folder)}
     finally:
-        server.terminate()
-        server.wait()
+        server.send_signal(signal.SIGINT)  # a "fast" shutdown: it waits for no client
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

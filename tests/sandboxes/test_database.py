@@ -1,4 +1,4 @@
-"""Threads that ask the database: each keeps its connection, and sees what others have written since."""
+"""Threads that ask the database: each keeps its connection."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ assert connection.settings_dict["CONN_MAX_AGE"] == 0
 """
 
 
-def test_threads_keep_their_connections_and_see_what_is_new(tmp_path: Path) -> None:
+def test_threads_keep_their_connections(tmp_path: Path) -> None:
     told = {
         "ATOLL_DATA": tmp_path,
         "DATABASE_URL": f"sqlite:///{tmp_path / 'file.sqlite3'}",

@@ -1,8 +1,8 @@
 """A small HTTP server of the standard library alone, for running inside a sandbox: prints its port.
 
-/ tells the request; /echo gives its body back as chunks as it comes; /events sends three, the next
-one once /seen was asked for; /big?n that many bytes; /ws echoes WebSocket messages; /forever sends until nobody reads,
-and notes in ./sent how much.
+/ tells the request; /echo gives its body back as chunks as it comes; /events?x sends three, the next one once
+/seen?x was asked for; /big?n that many bytes; /ws echoes WebSocket messages; /forever sends until nobody reads, and
+notes in ./sent how much.
 """
 
 import asyncio
@@ -10,11 +10,12 @@ import base64
 import hashlib
 import json
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator
 
 BLOCK = bytes(range(256)) * 256
-SEEN: asyncio.Queue[None] = asyncio.Queue()
-"""What visitors have seen of the events."""
+SEEN: dict[str, asyncio.Queue[None]] = defaultdict(asyncio.Queue)
+"""What each visitor has seen of its events."""
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,10 +65,10 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         for number in range(3):
             writer.write(b"data: %d\n\n" % number)
             await writer.drain()
-            await SEEN.get()
+            await SEEN[query].get()
         return False
     elif path == "/seen":
-        SEEN.put_nowait(None)
+        SEEN[query].put_nowait(None)
         head("204 No Content")
     elif path == "/big":
         size = int(query)

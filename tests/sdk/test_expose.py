@@ -9,6 +9,7 @@ import re
 import signal
 import ssl
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,12 @@ def test_large_bodies(client: httpx.Client) -> None:
 
 def test_events_come_as_they_are_sent(client: httpx.Client) -> None:
     """A stream of events is passed on one by one: the server sends the next when the one before was seen."""
-    seen = 0
-    with client.stream("GET", "/events") as answer:
+    seen, who = 0, uuid.uuid4().hex
+    with client.stream("GET", f"/events?{who}") as answer:
         for line in answer.iter_lines():
             if line.startswith("data:"):
                 seen += 1
-                client.get("/seen").raise_for_status()
+                client.get(f"/seen?{who}").raise_for_status()
     assert seen == 3
 
 

@@ -76,9 +76,11 @@ def tap_move(tap: str, name: str) -> None:
         def inside() -> None:
             os.setns(target.fd, os.CLONE_NEWNET)
             with _links() as there:
-                index = there.link_lookup(ifname=tap)[0]
-                there.addr("add", index=index, address=GATEWAY, prefixlen=PREFIX)
-                there.link("set", index=index, state="up")
+                moved = there.link_lookup(ifname=tap)
+                if not moved:
+                    raise HypervisorError(f"the tap {tap} went with its last user")
+                there.addr("add", index=moved[0], address=GATEWAY, prefixlen=PREFIX)
+                there.link("set", index=moved[0], state="up")
 
         _in_fresh_thread(inside)
 
@@ -144,7 +146,7 @@ def _links() -> Iterator[IPRoute]:
     try:
         with IPRoute() as links:
             yield links
-    except NetlinkError as error:
+    except (NetlinkError, OSError) as error:
         raise HypervisorError(f"the host's network refused: {error}") from error
 
 

@@ -267,7 +267,7 @@ class Booting:
         if machine.channel is not None:
             await machine.channel.close()
             machine.channel = None
-        with suppress(VmError):
+        with suppress(VmError, OSError):
             await self._starter.release(record)
         if record.origin in (Origin.CLONE, Origin.FORK) and record.template and not came_up:
             # Whatever is wrong with its template, a machine can still be had the slow way

@@ -180,7 +180,7 @@ class Ending:
             await self._keeper.measure(record)
         try:
             await self._starter.release(record)
-        except (VmError, OSError) as error:
+        except Exception as error:  # whatever it was: one that has no end could not be stopped by anybody
             log.exception("machine %s", record.machine)
-            return error.detail if isinstance(error, VmError) else str(error)
+            return (error.detail if isinstance(error, VmError) else str(error)) or type(error).__name__
         return ""

@@ -254,15 +254,15 @@ class Pool:
             await self._lanes.run(name, lambda: domains.domain_pause(self._conn, name), deadline=10)
             state = await self._lanes.run(name, lambda: domains.domain_state(self._conn, name), deadline=10)
             record.cpu_seconds = state.cpu_seconds if state is not None else 0.0
-        except asyncio.CancelledError:
-            await self.drop(machine)
-            raise
         except (HostFull, TooSlow, TimeoutError):
             # A host that is busy with others' machines: that says nothing of the template
             await self.drop(machine)
             raise
         except (VmError, OSError):
             self._templates.failed(template.key, list(record.stages)[-1] if record.stages else "")
+            await self.drop(machine)
+            raise
+        except BaseException:
             await self.drop(machine)
             raise
         finally:
@@ -280,6 +280,6 @@ class Pool:
             await machine.channel.close()
         try:
             await self._starter.release(machine.record)
-        except VmError as error:
+        except (VmError, OSError) as error:
             log.warning("a clone of the pool could not be removed yet: %s", error)
         self._layout.disk(machine.record.disks[0]).unlink(missing_ok=True)

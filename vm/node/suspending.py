@@ -97,7 +97,7 @@ class Suspending:
             if machine.ending is not None:
                 raise MachineGone(f"machine {record.machine} was stopped meanwhile")
             await self._save(name, memory)
-        except VmError as error:
+        except (VmError, OSError) as error:
             await self._drop(memory)
             if machine.ending is None and record.state is MachineState.SUSPENDING:
                 log.warning("machine %s could not be suspended and runs on: %s", record.machine, error)
@@ -135,8 +135,9 @@ class Suspending:
                 raise
 
     async def _drop(self, memory: Path) -> None:
-        # Gigabytes: taking them from a file system is no work for the event loop
-        await self._lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=SAVING, slow=True)
+        # Gigabytes: taking them from a file system is no work for the event loop. What cannot be removed is nobody's.
+        with suppress(OSError):
+            await self._lanes.run("memory", lambda: memory.unlink(missing_ok=True), deadline=SAVING, slow=True)
 
     async def _require_saving(self, machine: Machine) -> None:
         """MachineGone, and no memory is left, where its end came first."""

@@ -144,14 +144,14 @@ def sync(paths: Iterable[Path]) -> None:
     for path in paths:
         try:
             handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         except FileNotFoundError:
             continue
-        try:
-            os.fsync(handle)
         except OSError as error:
             raise HypervisorError(f"{path.name} could not be written to the disk ({error.strerror})") from error
-        finally:
-            os.close(handle)
 
 
 def layers_of(disk: Path) -> list[Path]:

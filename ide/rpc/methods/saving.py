@@ -62,6 +62,7 @@ async def _write(connection: Connection, path: str, content: str, expected: Any)
         there = _file(await connection.ask("fileStat", handle, session=True))
         if not (there.alone and await _replace(connection, path, content, there, expected)):
             await _expect(connection, path, expected)
+            there = _file(await connection.ask("fileStat", handle, session=True))
             await _write_over(connection, handle, content.encode("utf-8", "replace"), there)
     finally:
         await connection.ask("fileClose", handle, session=True)

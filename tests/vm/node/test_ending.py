@@ -33,8 +33,8 @@ class Roster:
         return machine.record
 
 
-async def test_a_stop_that_fails_can_be_asked_for_again() -> None:
-    """A failure that nobody has foreseen is told, and leaves the machine with what a second stop needs."""
+def scene(failing: str) -> tuple[Ending, Machine]:
+    """An Ending and its machine, where the step of that name fails once by what nobody has foreseen."""
     machine = Machine(
         Record(
             spec=MachineSpec("0" * 32, 1024, 1, 10, Identity("box")),
@@ -48,24 +48,40 @@ async def test_a_stop_that_fails_can_be_asked_for_again() -> None:
     )
     failures = [RuntimeError("unforeseen")]
 
-    async def release(record: Record) -> None:
-        if failures:
+    def step(name: str) -> None:
+        if name == failing and failures:
             raise failures.pop()
 
-    async def nothing(record: Record) -> None:
-        pass
+    async def release(record: Record) -> None:
+        step("release")
+
+    async def measure(record: Record) -> None:
+        step("measure")
 
     fakes: dict[str, Any] = {
         "place": SimpleNamespace(names=None, lanes=None, conn=None),
         "doors": SimpleNamespace(shut=lambda body: None),
         "starter": SimpleNamespace(release=release),
-        "keeper": SimpleNamespace(measure=nothing),
+        "keeper": SimpleNamespace(measure=measure),
         "booting": SimpleNamespace(closing=False),
     }
     roster: Any = Roster(machine)
-    ending = Ending(roster=roster, pool=None, out_of_memory=None, **fakes)  # type: ignore[arg-type]
+    return Ending(roster=roster, pool=None, out_of_memory=None, **fakes), machine  # type: ignore[arg-type]
+
+
+async def test_a_stop_that_fails_can_be_asked_for_again() -> None:
+    """A failure on the way is told, and leaves the machine with what a second stop needs."""
+    ending, machine = scene("measure")
     with pytest.raises(RuntimeError, match="unforeseen"):
         await ending.stop("0" * 32)
     assert machine.record.state is MachineState.READY
     info: Any = await ending.stop("0" * 32, "by hand")
     assert (info.state, info.stop_reason, info.detail) == (MachineState.STOPPED, StopReason.REQUESTED, "by hand")
+
+
+async def test_what_could_not_be_removed_is_told() -> None:
+    """It has stopped all the same, for good: what is left is the sweep's."""
+    ending, _machine = scene("release")
+    info: Any = await ending.stop("0" * 32, "by hand")
+    assert (info.state, info.stop_reason) == (MachineState.STOPPED, StopReason.REQUESTED)
+    assert info.detail == "by hand; not everything of it could be removed: unforeseen"
