@@ -329,9 +329,11 @@ def test_text_goes_to_the_clipboard_and_back(workspace: Workspace) -> None:
     # The last row with it: the first is the line that was typed.
     box = page.locator('[data-area="terminal"] .xterm-rows > div', has_text=word).last.bounding_box()
     assert box is not None
+    page.evaluate("navigator.clipboard.writeText('before')")
     page.mouse.dblclick(box["x"] + 12, box["y"] + 6)
     page.keyboard.press("Control+Shift+C")
-    until(lambda: page.evaluate("navigator.clipboard.readText()") in word, "nothing was copied")
+    copied = "navigator.clipboard.readText().then((text) => text || 'nothing')"
+    until(lambda: page.evaluate(copied) in word, "nothing was copied")
     page.evaluate("navigator.clipboard.writeText('echo pasted-$((6 * 7))')")
     page.keyboard.press("Control+Shift+V")
     page.keyboard.press("Enter")

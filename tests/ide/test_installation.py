@@ -93,6 +93,15 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     """A shell takes the snippet to its end, and Python what the snippet feeds it."""
     env = Env(ATOLL_PORT=9000)
     said = banner(env, {"link": "http://x/login/y", "token": "ddo_secret"}, 1.0)
+    helps = (
+        "login-link",
+        f"logs {env.data / 'logs'}",
+        "make disk",
+        "ssh -L 9000:",
+        "ATOLL_BIND",
+        "ATOLL_ALLOWED_HOSTS",
+    )
+    assert [word for word in helps if word not in said] == []
     snippet = re.search(r"\n\n(export .*?)\n\n  Data", said, re.DOTALL)
     assert snippet is not None
     programs = tmp_path / "bin"

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vm.host.install import NO_NETWORK
 from vm.image import kallsyms, recipe, registries, sources, vmlinux
 from vm.image.files import FILES
 from vm.image.hashes import RING, agent_sources, base_hash, current_hash, host_certificates, image_path
@@ -143,16 +144,7 @@ def _advice(said: str, cache: Path) -> str:
     if "no space left" in low or "enough free space" in low:
         free = shutil.disk_usage(cache).free // 2**20
         return f"; the disk of {cache} is full ({free} MiB free): make room and run this again"
-    if any(
-        word in low
-        for word in (
-            "temporary failure resolving",
-            "could not resolve",
-            "name resolution",
-            "dns error",
-            "failed to fetch",
-        )
-    ):
+    if any(word in low for word in (*NO_NETWORK, "failed to fetch")):
         return "; is the network up? Debian's mirror and the package index must be reachable"
     return ""
 

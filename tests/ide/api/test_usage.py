@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from datetime import UTC, datetime
+from decimal import Decimal
 from io import StringIO
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_a_range_by_day(home: Team, used: tuple[Sandbox, Sandbox]) -> None:
     assert by_id[used[1].public_id]["state"] == "deleted"
     assert "secret" not in str(answer)
     assert (answer["others"]["count"], answer["others"]["cost"]["total"]) == (0, "0.000000")
+
+
+def test_the_installations_own_prices(home: Team, used: tuple[Sandbox, Sandbox], settings: Any) -> None:
+    """Another price table is what costs are reckoned by, and what is told beside them."""
+    own = {"price_cpu_hour": Decimal("2"), "price_memory_gb_hour": Decimal("0"), "price_volume_gib_month": Decimal("7")}
+    settings.ATOLL = {**settings.ATOLL, **own, "currency": "EUR"}
+    answer = ask(home, "usage?from=2026-10-01&to=2026-10-03").json()
+    cost = answer["totals"]["cost"]
+    assert (cost["cpu"], cost["memory"]) == ("3.200000", "0.000000")
+    assert answer["prices"] == {"cpu_hour": "2", "memory_gb_hour": "0", "volume_gib_month": "7", "currency": "EUR"}
 
 
 def test_by_hour_and_by_sandbox(home: Team, used: tuple[Sandbox, Sandbox]) -> None:

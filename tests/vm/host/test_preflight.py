@@ -43,6 +43,15 @@ def test_missing_programs_are_named_with_their_packages(tmp_path: Path, monkeypa
     assert seen["nftables"].todo.startswith("apt-get install nftables")
 
 
+@pytest.mark.parametrize(("year", "kept", "level"), [(1970, 0, Level.FAIL), (2026, 5, Level.WARN), (2026, 0, Level.OK)])
+def test_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int, kept: int, level: Level) -> None:
+    """`kept`: what the kernel answers to adjtimex; 5 says that nothing has set it lately."""
+    monkeypatch.setattr("vm.host.preflight.time.gmtime", lambda: time.struct_time((year, 1, 1, 0, 0, 0, 0, 1, 0)))
+    monkeypatch.setattr("vm.host.preflight.ctypes.CDLL", lambda name: SimpleNamespace(adjtimex=lambda timex: kept))
+    seen = found(tmp_path)["clock"]
+    assert (seen.level, bool(seen.todo)) == (level, level is not Level.OK)
+
+
 @pytest.mark.parametrize(("free", "level"), [(2**20, Level.FAIL), (5 * 2**30, Level.WARN), (2**40, Level.OK)])
 def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level) -> None:
     usage = SimpleNamespace(total=2**41, used=2**41 - free, free=free)

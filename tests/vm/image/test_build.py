@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.host.test_install import APT, PIP, UV
 from vm.image import build, hashes, recipe, sources
 
 
@@ -64,6 +65,13 @@ def test_every_agent_module_goes_in() -> None:
 
     assert {"agent.py", "frames.py", "spawner.py", "__init__.py"} <= names
     assert "channel.py" not in names
+
+
+@pytest.mark.parametrize("said", [PIP, APT, UV, "curl: (7) Failed to connect: Network is unreachable"])
+def test_a_build_without_a_network_says_what_to_do(said: str, tmp_path: Path) -> None:
+    """Whichever program it is that fetches; without a word of it, there is no advice."""
+    assert "is the network up?" in build._advice(said, tmp_path)
+    assert build._advice("E: Unable to locate package nonsense", tmp_path) == ""
 
 
 def test_no_mirror_is_one_clear_line(
