@@ -143,7 +143,7 @@ async def test_without_a_node_there_is_no_network(process: NodeProcess, node: No
 
 
 async def test_a_policy_is_changed_while_it_runs(node: Node, upstreams: Upstreams) -> None:
-    """A server that speaks first is heard; when its host is forbidden the connection is cut."""
+    """A server that speaks first is heard; when its host is forbidden the connection is gone within a second."""
     machine, _info = await start(node, allow=["good.example"])
     held = (
         "import socket, time\n"
@@ -157,10 +157,12 @@ async def test_a_policy_is_changed_while_it_runs(node: Node, upstreams: Upstream
         while (await execute(node, machine, "test", "-e", "/tmp/ready"))[0] != 0:
             assert not running.done(), await running
             await asyncio.sleep(0.2)
+    began = time.monotonic()
     await node.machine_policy(machine, EgressPolicy([]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         said = await running
     assert said[1] == b"b'welcome\\n'\nConnectionResetError\n"
+    assert time.monotonic() - began < 1
     assert (await fetch(node, machine, f"http://good.example:{upstreams.web}/")).endswith("403")
     with pytest.raises(HypervisorError, match="URL"):
         await node.machine_policy(machine, EgressPolicy(["http://x"]))
